@@ -1,0 +1,38 @@
+# make demo      a real picture there and back, in its own environment: about five minutes, most of it the install
+# make test      lint, types, import contract and tests, in its own environment: what CI runs
+# make test-all  the same with the slow tests
+# make clean     remove what the above made
+
+PYTHON ?= python3
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: demo test test-all check clean
+
+demo: .venv-demo/installed
+	.venv-demo/bin/python examples/demo.py
+
+test: check
+	.venv/bin/pytest -m "not slow"
+
+test-all: check
+	.venv/bin/pytest
+
+check: .venv/installed
+	scripts/check .venv/bin/python
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+# Not editable: what a user gets.  The code is copied at install time, so the demo environment follows the sources.
+.venv-demo/installed: pyproject.toml constraints.txt $(shell find ditic_stream schemas workers -type f -not -name '*.pyc')
+	$(PYTHON) -m venv .venv-demo
+	rm -rf build
+	.venv-demo/bin/pip install --quiet -c constraints.txt . 'scikit-image>=0.26'
+	.venv-demo/bin/pip install --quiet --no-deps --force-reinstall .
+	rm -rf build
+	touch $@
+
+clean:
+	rm -rf .venv .venv-demo build demo .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,238 @@
+"""Decode a window of an archive strip by strip: workers render, this process blends, finishes and lets go.
+
+In: an open archive and a window.  Out: Strips of samples in the scene's own type, masks restored, from top to bottom.
+Knows windows, blending and masks; knows nothing of files.  Holds a few rendered windows, the zones that still have to
+blend, and one row of tiles of finished pixels.
+
+    schedule --> workers (_rendering), any order --> in order --> Blender --> finish --> Strip
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ditic_stream._rendering import DAMAGE, Job, Rendering, RenderWindow, groups_of, schedule, spool_depth
+from ditic_stream.archive import Archive
+from ditic_stream.blend import Blender
+from ditic_stream.errors import ConfigError, MissingTileError, naming
+from ditic_stream.executors import Executor, executor_for
+from ditic_stream.geometry import TileKey, Window
+from ditic_stream.radiometry import Radiometry, from_network, join_alpha, mask_of
+
+STRIP_ROWS = 256
+"""Rows of a finished strip."""
+WINDOWS_AHEAD = 3
+"""Jobs a worker may be ahead of the blending; a rendered window is 16 MB at 1024 pixels."""
+FLOAT = 4
+Pixels = NDArray[Any]
+Uint8 = NDArray[np.uint8]
+Progress = Callable[[int, int], None]
+OnError = Literal["stop", "fill"]
+
+
+@dataclass(slots=True)
+class Damage:
+    """What was found damaged on the way, and filled."""
+
+    tiles: dict[TileKey, str] = field(default_factory=dict)
+    """Tiles whose record or mask is lost or damaged, and why."""
+
+    def degraded(self, archive: Archive) -> list[TileKey]:
+        """Tiles that are whole, but blend with a damaged neighbour near their border; row-major."""
+        near = {other for key in self.tiles for other in archive.grid.neighbours(key)}
+        return sorted(near - set(self.tiles))
+
+
+class Strip(NamedTuple):
+    """Finished rows.  window: scene pixels; samples: (bands and alpha, rows, columns); mask: 0 or 255, or None."""
+
+    window: Window
+    samples: Pixels
+    mask: Uint8 | None
+
+
+def check_whole(archive: Archive, on_error: OnError) -> None:
+    if on_error not in ("stop", "fill"):
+        raise ConfigError(f"on_error {on_error!r} is neither 'stop' nor 'fill'")
+    if not archive.manifest.complete and on_error == "stop":
+        raise MissingTileError(
+            f"{archive.path} is not complete; run the same compression again, or go on without the missing tiles by "
+            "--on-error fill"
+        )
+
+
+def decode(
+    archive: Archive,
+    window: Window,
+    workers: int | None,
+    device: str,
+    on_error: OnError,
+    progress: Progress | None,
+    executor: Executor | None,
+    scratch: Path | None,
+    damage: Damage,
+) -> Iterator[Strip]:
+    """The strips of `window` from top to bottom, by however many workers; see regions.decompress for the rest."""
+    check_whole(archive, on_error)
+    grid, fill = archive.grid, on_error == "fill"
+    rows, cols = grid.touching(window)
+    radiometry = Radiometry.from_json(archive.manifest.radiometry)
+    blender = Blender(grid, rows, cols, 3 * radiometry.groups)
+    buffer = _Strips(window, radiometry)
+    total, ready = window.height * window.width, 0
+    with nullcontext(executor) if executor else executor_for(workers, len(rows) * len(cols)) as running:
+        rendered = _rendered(archive, rows, cols, running, device, scratch, damage, fill)
+        for key, pixels in rendered:
+            done = blender.add(key, pixels)
+            if done is None or not done[0].meets(window):
+                continue
+            part = done[0].intersect(window)
+            units = done[1][(slice(None), *part.slices(done[0]))]
+            buffer.put(part, *finish(archive, radiometry, part, units, damage if fill else None))
+            ready += part.height * part.width
+            if progress is not None:
+                progress(ready, total)
+            yield from buffer.ready(part)
+
+
+def _rendered(
+    archive: Archive,
+    rows: range,
+    cols: range,
+    executor: Executor,
+    device: str,
+    scratch: Path | None,
+    damage: Damage,
+    fill: bool,
+) -> Iterator[tuple[TileKey, NDArray[np.float32]]]:
+    """The rendered windows in row-major order; each array is the caller's until the next one is asked for."""
+    grid, in_flight = archive.grid, WINDOWS_AHEAD * executor.workers
+    channels = 3 * groups_of(archive.manifest)
+    side = grid.config.tile + 2 * grid.config.overlap
+    slot_bytes = channels * min(side, grid.height) * min(side, grid.width) * FLOAT
+    slots, spool = executor.shared(), executor.shared(folder=scratch)
+    slots.resize(in_flight * slot_bytes)
+    free, empty = list(range(in_flight)), set[TileKey]()
+    task = Rendering(
+        archive=str(archive.path),
+        device=device,
+        fill=fill,
+        depth=spool_depth(grid, cols, in_flight),
+        spool=spool,
+        slots=slots,
+        slot_bytes=slot_bytes,
+    )
+
+    def jobs() -> Iterator[Job]:
+        for item in schedule(grid, rows, cols, in_flight):
+            if isinstance(item, TileKey):
+                # Nothing of such a window is seen: the masks restore every pixel of these tiles.
+                yield RenderWindow(item, free.pop(), blank=empty.issuperset(grid.neighbours(item)))
+            else:
+                yield item
+
+    for job, decoded in executor.run_in_order(task, jobs(), in_flight=in_flight):
+        if decoded is not None:
+            if decoded.empty:
+                empty.add(decoded.key)
+            if decoded.damage is not None:
+                damage.tiles[decoded.key] = decoded.damage
+        elif isinstance(job, RenderWindow):
+            pixels = slots.floats(job.slot * slot_bytes, (channels, *grid.decode_window(job.key).shape))
+            if job.blank:
+                pixels[...] = 0
+            yield job.key, pixels
+            free.append(job.slot)
+
+
+def finish(
+    archive: Archive, radiometry: Radiometry, window: Window, units: NDArray[np.float32], damage: Damage | None
+) -> tuple[Pixels, Uint8 | None]:
+    """Blended network units (channels, rows, columns) as samples (bands and alpha, rows, columns) and mask.
+
+    damage: collects tiles whose mask is damaged, which then counts as all valid; None raises instead.
+    """
+    planes = _planes(archive, window, damage)
+    pixels = from_network(units.reshape(-1, 3, *window.shape), planes, radiometry)
+    return join_alpha(pixels, planes, radiometry), mask_of(planes, radiometry)
+
+
+def _planes(archive: Archive, window: Window, damage: Damage | None) -> Uint8:
+    """The mask planes of a window, (planes, rows, columns); none are 0 of them.  Errors name the tile."""
+    planes = np.zeros((archive.layout.planes, *window.shape), np.uint8)
+    if not archive.layout.planes:
+        return planes
+    tile = archive.grid.config.tile
+    for row in range(window.row // tile, (window.row_end - 1) // tile + 1):
+        for col in range(window.col // tile, (window.col_end - 1) // tile + 1):
+            key = TileKey(row, col)
+            part = archive.grid.core(key).intersect(window)
+            into = planes[(slice(None), *part.slices(window))]
+            try:
+                with naming(key):
+                    found = archive.mask(part)
+                into[...] = 0 if found is None else found
+            except DAMAGE as error:
+                if damage is None:
+                    raise
+                damage.tiles.setdefault(key, error.message)
+                into[...] = _all_valid(archive)
+    return planes
+
+
+def _all_valid(archive: Archive) -> Uint8:
+    """Planes that say of a pixel that it is valid and opaque, (planes, 1, 1)."""
+    kinds = [plane["kind"] for plane in archive.manifest.radiometry["planes"]]
+    return np.array([0 if kind == "validity" else 255 for kind in kinds], np.uint8)[:, None, None]
+
+
+class _Strips:
+    """Collects finished pieces into strips of full width, and lets each go when its last piece came."""
+
+    def __init__(self, window: Window, radiometry: Radiometry) -> None:
+        self._window = window
+        self._samples, self._dtype = radiometry.samples, np.dtype(radiometry.dtype)
+        self._strips: dict[int, tuple[Pixels, Uint8 | None]] = {}
+        self._next = 0
+
+    def put(self, window: Window, samples: Pixels, mask: Uint8 | None) -> None:
+        col = slice(window.col - self._window.col, window.col_end - self._window.col)
+        row, end = window.row - self._window.row, window.row_end - self._window.row
+        while row < end:
+            index, first = divmod(row, STRIP_ROWS)
+            count = min(STRIP_ROWS - first, end - row)
+            taken = row - (window.row - self._window.row)
+            strip, strip_mask = self._strip(index, mask is not None)
+            strip[:, first : first + count, col] = samples[:, taken : taken + count]
+            if mask is not None and strip_mask is not None:
+                strip_mask[first : first + count, col] = mask[taken : taken + count]
+            row += count
+
+    def ready(self, last: Window) -> Iterator[Strip]:
+        """The strips that are complete now that the piece `last` came."""
+        if last.col_end < self._window.col_end:
+            return
+        while self._next in self._strips:
+            begin = self._next * STRIP_ROWS + self._window.row
+            end = min(begin + STRIP_ROWS, self._window.row_end)
+            if end > last.row_end:
+                return
+            samples, mask = self._strips.pop(self._next)
+            self._next += 1
+            window = Window(row=begin, col=self._window.col, height=end - begin, width=self._window.width)
+            yield Strip(window, samples, mask)
+
+    def _strip(self, index: int, masked: bool) -> tuple[Pixels, Uint8 | None]:
+        if index not in self._strips:
+            height = min(STRIP_ROWS, self._window.height - index * STRIP_ROWS)
+            samples = np.empty((self._samples, height, self._window.width), self._dtype)
+            mask = np.empty((height, self._window.width), np.uint8) if masked else None
+            self._strips[index] = (samples, mask)
+        return self._strips[index]

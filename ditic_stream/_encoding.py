@@ -1,0 +1,234 @@
+"""Code tiles and write shards, in any process: the work behind `compression`.
+
+In: a source and an archive by their names, and the names of shards.  Out: the objects of each shard, and a Receipt.
+Knows radiometry, the codec and records; knows nothing of resume, locks or the order of shards.
+
+    window + halo --+--> planes --------------------> mask chunks
+                    +--> network units --+--> symbols --> record
+                                         +--> block means  --> preview
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ditic_stream._shard import pack_mask
+from ditic_stream.archive import PREVIEW_SCALE, ShardWriter
+from ditic_stream.bitstream import CODED, EMPTY, Record, pack_record
+from ditic_stream.errors import naming
+from ditic_stream.executors import Note, one_thread
+from ditic_stream.geometry import TileKey, Window
+from ditic_stream.manifest import Manifest, ModelRef
+from ditic_stream.radiometry import Radiometry, all_masked, outside, read_window, to_network
+from ditic_stream.reader import Source, open_source
+from ditic_stream.tiling import Grid
+
+if TYPE_CHECKING:
+    from ditic_stream.codec import TileCodec
+
+Uint8 = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
+    """What a worker says of a shard it wrote."""
+
+    shard: TileKey
+    tiles: int
+    empty: int
+    bytes: int
+    """Bytes of the records."""
+    pixels: int
+    outside: int
+    """Samples beyond what the networks are shown."""
+    samples: int
+    seconds: float
+    memory: int
+    """Highest resident bytes of the worker so far."""
+
+
+@dataclass(frozen=True, slots=True)
+class Describe:
+    """A task: what the manifest says of the model.  In a worker, so that the parent need not load torch."""
+
+    model: str
+    device: str
+
+    @contextmanager
+    def open(self, note: Note) -> Iterator[Callable[[None], ModelRef]]:
+        from ditic_stream.codec import load_codec
+
+        info = load_codec(self.model, device=self.device).info
+        yield lambda _: ModelRef(name=info.name, config=dict(info.config), weights=info.weights, licence=info.licence)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodeShard:
+    """The task of the workers: code the tiles of a shard and write it.  Small; pixels stay in the worker."""
+
+    source: str
+    expand_palette: bool
+    archive: str | None
+    """None codes single tiles and writes nothing: a dry run."""
+    manifest: Manifest
+    model: str
+    """As the caller named it; the manifest has the name of the set."""
+    device: str
+
+    @contextmanager
+    def open(self, note: Note) -> Iterator[Callable[[TileKey], Receipt]]:
+        from ditic_stream.codec import load_codec
+
+        manifest = self.manifest
+        codec = load_codec(self.model, device=self.device)
+        with one_thread(), open_source(self.source, expand_palette=self.expand_palette) as source:
+            image = manifest.image
+            coder = TileCoder(
+                source=source,
+                codec=codec,
+                grid=Grid(height=image.height, width=image.width, config=manifest.grid),
+                radiometry=Radiometry.from_json(manifest.radiometry),
+                q=manifest.q,
+                archive_id=manifest.archive_id,
+            )
+            writer = None if self.archive is None else ShardWriter(self.archive, manifest)
+            yield lambda key: _code_shard(coder, writer, key, note)
+
+
+def _code_shard(coder: TileCoder, writer: ShardWriter | None, shard: TileKey, note: Note) -> Receipt:
+    """Code all tiles of a shard and write it; without a writer, `shard` is the one tile that is coded."""
+    began, grid = time.monotonic(), coder.grid
+    keys = list(grid.tiles_of(shard)) if writer is not None else [shard]
+    coded: dict[TileKey, CodedTile] = {}
+    for key in keys:
+        note(key)
+        with naming(key):
+            coded[key] = coder.code(key)
+        note(key, area(grid.core(key)))
+    if writer is not None:
+        side = grid.config.tile // PREVIEW_SCALE * grid.shard
+        preview = np.zeros(writer.layout.preview_part(shard), np.uint8)
+        for key, tile in coded.items():
+            row, col = (place * grid.config.tile // PREVIEW_SCALE % side for place in (key.row, key.col))
+            preview[:, row : row + tile.preview.shape[1], col : col + tile.preview.shape[2]] = tile.preview
+        masks = {key: tile.mask for key, tile in coded.items()} if coder.radiometry.planes else None
+        writer.put_shard(shard, {key: tile.record for key, tile in coded.items()}, masks, preview)
+    return Receipt(
+        shard=shard,
+        tiles=len(keys),
+        empty=sum(tile.empty for tile in coded.values()),
+        bytes=sum(len(tile.record) + sum(len(chunk or b"") for chunk in tile.mask) for tile in coded.values()),
+        pixels=sum(area(grid.core(key)) for key in keys),
+        outside=sum(tile.outside for tile in coded.values()),
+        samples=sum(area(grid.core(key)) for key in keys) * len(coder.radiometry.bands),
+        seconds=max(time.monotonic() - began, 1e-6),
+        memory=peak_memory(),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CodedTile:
+    """All that is written of one tile."""
+
+    record: bytes
+    empty: bool
+    mask: tuple[bytes | None, ...]
+    """Packed mask chunks, one a plane; a shard of 64 tiles of plain masks would not fit into memory."""
+    preview: Uint8
+    outside: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TileCoder:
+    """Codes single tiles of one scene."""
+
+    source: Source
+    codec: TileCodec
+    grid: Grid
+    radiometry: Radiometry
+    q: int
+    archive_id: bytes
+
+    def code(self, key: TileKey) -> CodedTile:
+        """Read a tile with its halo and code the core.  Raises what reading raises."""
+        core, window = self.grid.core(key), self.grid.encode_window(key, self.codec.info.encode_halo)
+        pixels, planes = read_window(self.source, window, self.radiometry)
+        inner = (slice(None), *core.slices(window))
+        mask = pack_mask(planes[inner], self.grid.config.tile)
+        units = to_network(pixels, planes, self.radiometry)
+        preview = block_means(units[(slice(None), *inner)], planes[inner], self.radiometry)
+        beyond = outside(pixels[inner], planes[inner], self.radiometry)
+        if all_masked(planes[inner], self.radiometry):
+            record = Record(kind=EMPTY, key=key, archive_id=self.archive_id)
+        else:
+            coded = self.codec.encode(units, core.slices(window), self.q)
+            record = Record(
+                kind=CODED,
+                key=key,
+                archive_id=self.archive_id,
+                lanes_log2=coded.lanes_log2,
+                words=coded.words,
+                escapes=coded.escapes,
+                coded=coded.coded,
+                symbols_crc=coded.symbols_crc,
+            )
+        return CodedTile(
+            record=pack_record(record), empty=record.kind == EMPTY, mask=mask, preview=preview, outside=beyond
+        )
+
+
+def block_means(units: NDArray[np.float32], planes: Uint8, radiometry: Radiometry) -> Uint8:
+    """The preview of a tile: means over blocks of 64 x 64 pixels that are in sight, uint8 (3 or 1, rows, columns).
+
+    units: float32 (groups, 3, rows, columns), 0..1 is black to white.  The first three bands, or the first one.
+    Blocks without a pixel in sight are 0.
+    """
+    bands = 3 if len(radiometry.bands) >= 3 else 1
+    out = []
+    for band in range(bands):
+        seen = _in_sight(planes, radiometry, band)
+        counts = _block_sums(seen.astype(np.float64))
+        sums = _block_sums(np.where(seen, units[0, band], 0).astype(np.float64))
+        means = np.divide(sums, counts, out=np.zeros_like(sums), where=counts > 0)
+        out.append(np.rint(np.clip(means, 0, 1) * 255).astype(np.uint8))
+    return np.stack(out)
+
+
+def _in_sight(planes: Uint8, radiometry: Radiometry, band: int) -> NDArray[np.bool_]:
+    """Pixels of a band that are valid, not masked, and not wholly transparent."""
+    seen = np.ones(planes.shape[1:], bool)
+    alpha = np.zeros(planes.shape[1:], bool)
+    for plane, described in zip(planes, radiometry.planes, strict=True):
+        if described.kind == "validity" and band in described.bands:
+            seen &= plane == 0
+        elif described.kind == "mask":
+            seen &= plane != 0
+        elif described.kind.startswith("alpha"):
+            alpha |= plane != 0
+    return seen & alpha if radiometry.alpha is not None else seen
+
+
+def _block_sums(plane: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Sums over blocks of 64 x 64; the last ones hold what is left."""
+    side = PREVIEW_SCALE
+    rows = np.add.reduceat(plane, np.arange(0, plane.shape[0], side), axis=0)
+    return np.asarray(np.add.reduceat(rows, np.arange(0, plane.shape[1], side), axis=1))
+
+
+def area(window: Window) -> int:
+    return window.height * window.width
+
+
+def peak_memory() -> int:
+    """Highest resident bytes of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,175 @@
+"""What objects an archive has and what its Zarr metadata says: all of it follows from the manifest.
+
+In: a manifest.  Out: names, shapes, and the bytes of every zarr.json.  Knows Zarr's documents, not the zarr package:
+they are a few lines of JSON, written here so that their bytes repeat and `info` starts at once; tests read with zarr.
+
+    zarr.json                     group; attributes: manifest and georeferencing
+    records/c/{row}/{col}/0       a shard of records: uint8 (tile rows, tile columns, cap)
+    mask/c/0/{row}/{col}          a shard of mask chunks: uint8 (planes, rows, columns), if the scene has a mask
+    preview/c/0/{row}/{col}       a chunk of the preview: uint8 (1 or 3, rows / 64, columns / 64)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ditic_stream._store import GROUP, Store
+from ditic_stream.errors import FormatError, SourceError
+from ditic_stream.geometry import TileKey
+from ditic_stream.manifest import KEY, MAX_MANIFEST, Manifest, canonical_json, parse_json
+from ditic_stream.tiling import Grid
+
+PREVIEW_SCALE = 64
+"""Scene pixels a preview pixel covers a side."""
+ZSTD_LEVEL = 9
+
+Json = dict[str, Any]
+_CRC: Json = {"name": "crc32c"}
+_BYTES: Json = {"name": "bytes", "configuration": {"endian": "little"}}
+_ZSTD: Json = {"name": "zstd", "configuration": {"level": ZSTD_LEVEL, "checksum": False}}
+RECORD_CODEC = "ditic.record"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names, shapes and metadata of one archive.  FormatError when the manifest contradicts itself."""
+
+    manifest: Manifest
+
+    def __post_init__(self) -> None:
+        if self.grid.shard != self.manifest.shard:
+            raise FormatError(
+                f"manifest says shards of {self.manifest.shard} tiles a side; its grid has {self.grid.shard}"
+            )
+
+    @cached_property
+    def grid(self) -> Grid:
+        image = self.manifest.image
+        return Grid(height=image.height, width=image.width, config=self.manifest.grid)
+
+    @cached_property
+    def archive_id(self) -> bytes:
+        return self.manifest.archive_id
+
+    @property
+    def planes(self) -> int:
+        return self.manifest.planes
+
+    @property
+    def channels(self) -> int:
+        """Channels of the preview: the first three bands, or the first one."""
+        return 3 if self.manifest.image.bands >= 3 else 1
+
+    @property
+    def preview_side(self) -> int:
+        """Preview pixels a side of a shard."""
+        return self.grid.shard * self.manifest.grid.tile // PREVIEW_SCALE
+
+    @property
+    def preview_shape(self) -> tuple[int, int, int]:
+        image = self.manifest.image
+        return self.channels, -(-image.height // PREVIEW_SCALE), -(-image.width // PREVIEW_SCALE)
+
+    def preview_part(self, shard: TileKey) -> tuple[int, int, int]:
+        """Shape of the preview of one shard, clipped to the scene."""
+        window = self.grid.shard_window(shard)
+        return self.channels, -(-window.height // PREVIEW_SCALE), -(-window.width // PREVIEW_SCALE)
+
+    def slot(self, key: TileKey) -> int:
+        """Place of a tile in its shard's index."""
+        side = self.grid.shard
+        return key.row % side * side + key.col % side
+
+    def records(self, shard: TileKey) -> str:
+        return f"records/c/{shard.row}/{shard.col}/0"
+
+    def mask(self, shard: TileKey) -> str:
+        return f"mask/c/0/{shard.row}/{shard.col}"
+
+    def preview(self, shard: TileKey) -> str:
+        return f"preview/c/0/{shard.row}/{shard.col}"
+
+    def objects(self, shard: TileKey) -> list[str]:
+        """The objects one shard has, the one that says it is whole last."""
+        return [*([self.mask(shard)] if self.planes else []), self.preview(shard), self.records(shard)]
+
+    def group(self) -> bytes:
+        """zarr.json of the archive."""
+        attributes = {**self.manifest.attributes, KEY: self.manifest.to_json()}
+        return group_document(attributes)
+
+    def arrays(self, cap: int) -> dict[str, bytes]:
+        """The zarr.json of each array by name; `cap`: bytes of the longest record."""
+        side, tile = self.grid.shard, self.manifest.grid.tile
+        image, part = self.manifest.image, self.preview_side
+        documents = {
+            "records": _array(
+                [self.grid.rows, self.grid.cols, cap],
+                [side, side, cap],
+                [_sharding([1, 1, cap], [{"name": RECORD_CODEC}])],
+                ["tile_row", "tile_col", "byte"],
+            ),
+            "preview": _array(
+                list(self.preview_shape), [self.channels, part, part], [_BYTES, _ZSTD, _CRC], ["band", "y", "x"]
+            ),
+        }
+        if self.planes:
+            documents["mask"] = _array(
+                [self.planes, image.height, image.width],
+                [self.planes, side * tile, side * tile],
+                [_sharding([1, tile, tile], [_BYTES, _ZSTD, _CRC])],
+                ["plane", "y", "x"],
+            )
+        return {f"{name}/{GROUP}": canonical_json(document) for name, document in documents.items()}
+
+
+def group_document(attributes: Json) -> bytes:
+    return canonical_json({"attributes": attributes, "node_type": "group", "zarr_format": 3})
+
+
+def _array(shape: list[int], chunk: list[int], codecs: list[Json], dimensions: list[str]) -> Json:
+    return {
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunk}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "codecs": codecs,
+        "data_type": "uint8",
+        "dimension_names": dimensions,
+        "fill_value": 0,
+        "node_type": "array",
+        "shape": shape,
+        "zarr_format": 3,
+    }
+
+
+def _sharding(chunk: list[int], codecs: list[Json]) -> Json:
+    return {
+        "name": "sharding_indexed",
+        "configuration": {
+            "chunk_shape": chunk,
+            "codecs": codecs,
+            "index_codecs": [_BYTES, _CRC],
+            "index_location": "end",
+        },
+    }
+
+
+def read_manifest(store: Store, path: Path) -> tuple[Manifest, Json]:
+    """The manifest of the archive in `store`, and all attributes of its group as stored.
+
+    path: for messages.  Raises SourceError when there is no archive, FormatError when it cannot be trusted.
+    """
+    size = store.size(GROUP)
+    if size is None:
+        raise SourceError(f"{path} has no {GROUP}: it is not an archive, or its writing never began")
+    if size > MAX_MANIFEST:
+        raise FormatError(f"{GROUP} of {size} bytes; at most {MAX_MANIFEST} are allowed")
+    document = parse_json(store.get(GROUP, 0, size))
+    attributes = document.get("attributes") if isinstance(document, dict) else None
+    if not isinstance(attributes, dict) or KEY not in attributes:
+        raise FormatError(f"{path} has no `{KEY}` among its attributes: it is a Zarr group, but not an archive")
+    return Manifest.from_json(
+        attributes[KEY], {name: value for name, value in attributes.items() if name != KEY}
+    ), attributes

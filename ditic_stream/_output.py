@@ -1,0 +1,182 @@
+"""What every output shares: strips come in from top to bottom, whole rows of tiles go out, all or nothing is kept.
+
+In: (Window, pixels) strips of full width, of any height.  Out: blocks of `block` rows, under a temporary name that
+becomes the final one when the last row has come.  Knows no format.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ditic_stream.errors import ConfigError, DiticError, FormatError, StorageError, WindowError
+from ditic_stream.geometry import Window
+
+Array = npt.NDArray[Any]
+MAX_BLOCK_BYTES = 2**28
+"""Most bytes of rows gathered before they are written; wider scenes get lower tiles."""
+
+
+class Output:
+    """A scene that is being written; a context manager.  Leaving it in order publishes it, an error removes it."""
+
+    def __init__(
+        self, path: Path, *, height: int, width: int, samples: int, dtype: str, mask: bool, overwrite: bool
+    ) -> None:
+        self.path, self.height, self.width, self.samples = path, height, width, samples
+        self.dtype, self.has_mask = np.dtype(dtype), mask
+        if path.exists() and not overwrite:
+            raise ConfigError(f"{path} exists; choose another name, or pass --overwrite")
+        row_bytes = width * (samples * self.dtype.itemsize + mask)
+        self.block = next((rows for rows in (512, 256, 128, 64, 32) if rows * row_bytes <= MAX_BLOCK_BYTES), 16)
+        self.partial = path.with_name(path.name + ".partial")
+        self._rows = 0
+        self._held = 0
+        self._buffer = np.zeros((samples, min(self.block, height), width), self.dtype)
+        self._mask_buffer = np.zeros((self._buffer.shape[1:]) if mask else (0, 0), np.uint8)
+        self._open = True
+        with self._storing():
+            discard(self.partial)
+            self._start()
+
+    # What a format does, in this order.
+    def _start(self) -> None:
+        """Open the temporary file and write what comes first."""
+        raise NotImplementedError
+
+    def _block(self, row: int, pixels: Array, mask: npt.NDArray[np.uint8] | None) -> None:
+        """Write the rows from `row` on: pixels (samples, rows, columns), mask (rows, columns)."""
+        raise NotImplementedError
+
+    def _finish(self) -> None:
+        """Write what comes last, flush to the disk and close."""
+        raise NotImplementedError
+
+    def _abandon(self) -> None:
+        """Close without writing more."""
+        raise NotImplementedError
+
+    def write(self, window: Window, pixels: Array, mask: npt.NDArray[np.uint8] | None = None) -> None:
+        """Append a strip.
+
+        window: full width, starting where the last strip ended.  pixels: (samples, rows, columns), alpha at its place.
+        mask: (rows, columns), 0 where pixels are not valid; needed exactly when the metadata says that there is one.
+        Raises WindowError for a strip out of order; StorageError when the disk is full.
+        """
+        if (window.row, window.col, window.width) != (self._rows, 0, self.width) or window.row_end > self.height:
+            raise WindowError(
+                f"strip of rows {window.row}..{window.row_end}, columns {window.col}..{window.col_end}; the next one "
+                f"starts at row {self._rows} and takes all {self.width} columns of {self.height} rows"
+            )
+        if pixels.shape != (self.samples, *window.shape) or pixels.dtype != self.dtype:
+            raise ConfigError(
+                f"strip of {pixels.dtype} {pixels.shape}; it should be {self.dtype} {(self.samples, *window.shape)}"
+            )
+        if (mask is not None) != self.has_mask or (mask is not None and mask.shape != window.shape):
+            raise ConfigError(
+                f"a mask {'is missing' if mask is None else 'does not fit'}; the scene has mask: {self.has_mask}"
+            )
+        with self._storing():
+            taken = 0
+            while taken < window.height:
+                count = min(self._buffer.shape[1] - self._held, window.height - taken)
+                self._buffer[:, self._held : self._held + count] = pixels[:, taken : taken + count]
+                if mask is not None:
+                    self._mask_buffer[self._held : self._held + count] = mask[taken : taken + count]
+                taken, self._held, self._rows = taken + count, self._held + count, self._rows + count
+                if self._held == self._buffer.shape[1] or self._rows == self.height:
+                    self._flush()
+
+    def _flush(self) -> None:
+        mask = self._mask_buffer[: self._held] if self.has_mask else None
+        self._block(self._rows - self._held, self._buffer[:, : self._held], mask)
+        self._held = 0
+
+    def close(self) -> None:
+        """Publish the file under its name; ConfigError when rows are missing."""
+        if not self._open:
+            return
+        if self._rows != self.height:
+            self.abandon()
+            raise ConfigError(f"{self._rows} of {self.height} rows were written; the output was removed")
+        with self._storing():
+            self._finish()
+            self._open = False
+            if self.path.is_dir() and not self.path.is_symlink():
+                discard(self.path)
+            os.replace(self.partial, self.path)
+            sync_folder(self.path.parent)
+
+    def abandon(self) -> None:
+        """Remove what was written; a second call does nothing."""
+        if self._open:
+            self._open = False
+            try:
+                self._abandon()
+            finally:
+                with suppress(OSError):  # the error that led here is the one to tell
+                    discard(self.partial)
+
+    def __enter__(self) -> Output:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.abandon()
+
+    @contextmanager
+    def _storing(self) -> Iterator[None]:
+        """Remove the temporary file on any error, and say in our words what the system says."""
+        try:
+            yield
+        except DiticError:
+            self.abandon()
+            raise
+        except OSError as error:
+            self.abandon()
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+            raise StorageError(
+                f"{self.path} cannot be written: {error.strerror or error}; "
+                f"{'make room' if full else 'check the folder and its permissions'} and run the same command again"
+            ) from error
+        except BaseException:
+            self.abandon()
+            raise
+
+
+def discard(path: Path) -> None:
+    """Remove a file or a folder if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def checked(metadata: dict[str, Any], key: str, kinds: tuple[type, ...], default: Any) -> Any:
+    """An entry of the metadata, of one of `kinds`; FormatError otherwise, since manifests may be hostile."""
+    value = metadata.get(key, default)
+    if type(value) not in kinds:
+        raise FormatError(f"metadata entry {key} is {value!r:.40}; distrust the archive")
+    return value

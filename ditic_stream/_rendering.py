@@ -1,0 +1,212 @@
+"""Decode tiles and render windows, in any process: the work behind `regions`, and its order.
+
+In: an archive by its name, and jobs.  Out: latents in a spool and pixels in slots, both shared with the parent.
+Knows records, the codec and where results go; knows nothing of blending, dtypes of files or outputs.
+
+A scene is decoded in row-major order.  Each tile's symbols are decoded once, by one job, into the spool; the windows
+around it are rendered by other jobs, from the spool, whoever runs them.  Nothing waits for anything: the order of jobs
+alone keeps a window behind the tiles it reads (`schedule`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ditic_stream.archive import Archive, open_archive
+from ditic_stream.bitstream import EMPTY
+from ditic_stream.errors import (
+    DesyncError,
+    FormatError,
+    MissingTileError,
+    WeightsError,
+    naming,
+)
+from ditic_stream.executors import Note, Shared, one_thread
+from ditic_stream.geometry import TileKey
+from ditic_stream.latents import Fetch, Latent, LatentSpool, assemble
+from ditic_stream.manifest import Manifest
+from ditic_stream.tiling import Grid
+
+if TYPE_CHECKING:
+    from ditic_stream.codec import TileCodec
+
+Pixels = NDArray[np.float32]
+DAMAGE = (FormatError, MissingTileError, DesyncError)
+"""What a damaged, foreign or lost tile raises; `on_error="fill"` goes on after these and after nothing else."""
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeTile:
+    """Read a tile's record, decode its symbols, put the latents into the spool."""
+
+    key: TileKey
+
+    def __str__(self) -> str:
+        return str(self.key)
+
+
+@dataclass(frozen=True, slots=True)
+class RenderWindow:
+    """Render a tile's decode window into a slot.  blank: do not; nothing of it will be seen."""
+
+    key: TileKey
+    slot: int
+    blank: bool
+
+    def __str__(self) -> str:
+        return str(self.key)
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Nothing: keeps a window far enough behind the tiles it reads."""
+
+
+Job = DecodeTile | RenderWindow | Pause
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """What became of a tile: EMPTY, coded, or damaged (then the reason, and its latents are zero)."""
+
+    key: TileKey
+    empty: bool = False
+    damage: str | None = None
+
+
+def schedule(grid: Grid, rows: range, cols: range, distance: int) -> Iterator[DecodeTile | TileKey | Pause]:
+    """The order in which to decode tiles and to render the windows of `rows` x `cols`; a bare TileKey is a window.
+
+    distance: at least so many places lie between a tile and a window that reads it.  An executor that runs in order
+    with `distance` in flight has finished a window's tiles when it takes the window.
+    Tiles run `distance` windows ahead, so that pauses are needed at the start and in tiny scenes only.
+    """
+    reach = 1 if grid.config.overlap else 0
+    tile_rows = range(max(rows[0] - reach, 0), min(rows[-1] + reach + 1, grid.rows))
+    tile_cols = range(max(cols[0] - reach, 0), min(cols[-1] + reach + 1, grid.cols))
+    tiles = [len(tile_rows), len(tile_cols)]
+    windows = len(rows) * len(cols)
+
+    def last_read(index: int) -> int:
+        """The last tile, counted row-major among those decoded, that window `index` reads."""
+        row, col = divmod(index, len(cols))
+        low = min(rows[row] + reach, tile_rows[-1]) - tile_rows[0]
+        return low * tiles[1] + min(cols[col] + reach, tile_cols[-1]) - tile_cols[0]
+
+    place = sent = newest = 0
+    places: dict[int, int] = {}
+    for index in range(windows):
+        while sent <= last_read(min(index + distance, windows - 1)):
+            yield DecodeTile(TileKey(tile_rows[sent // tiles[1]], tile_cols[sent % tiles[1]]))
+            places[sent] = place
+            place, sent = place + 1, sent + 1
+        # In the lowest row of windows there is no row of tiles below: what was read last stays the newest.
+        newest = max(newest, last_read(index))
+        while place - places[newest] < distance:
+            yield Pause()
+            place += 1
+        places = {tile: at for tile, at in places.items() if tile >= newest}
+        yield TileKey(rows[index // len(cols)], cols[index % len(cols)])
+        place += 1
+
+
+def spool_depth(grid: Grid, cols: range, distance: int) -> int:
+    """Tile rows a spool needs so that no tile is overwritten while a window that reads it may be unfinished.
+
+    Tiles run `distance` windows ahead and windows may be unfinished for as long again: 2 x distance windows span
+    `behind` rows.  A window reads one row of tiles above it and one below.
+    """
+    behind = -(-2 * distance // len(cols))
+    return min(behind + 3, grid.rows)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rendering:
+    """The task of the workers: DecodeTile and RenderWindow jobs of one archive."""
+
+    archive: str
+    device: str
+    fill: bool
+    """Go on after damage, with zero latents."""
+    depth: int
+    """Tile rows of the spool."""
+    spool: Shared
+    slots: Shared
+    slot_bytes: int
+
+    @contextmanager
+    def open(self, note: Note) -> Iterator[Callable[[Job], Decoded | None]]:
+        with open_archive(Path(self.archive)) as archive:
+            codec = codec_of(archive.manifest, self.device)
+            groups = groups_of(archive.manifest)
+            channels = codec.zero_latent(1, 1, 1).values.shape[1]
+            spool = LatentSpool(
+                grid=archive.grid, groups=groups, channels=channels, depth=self.depth, store=self.spool
+            )
+
+            def run(job: Job) -> Decoded | None:
+                if isinstance(job, DecodeTile):
+                    note(job.key)
+                    latent, decoded = decode_tile(archive, codec, job.key, fill=self.fill)
+                    spool.put(job.key, latent)
+                    return decoded
+                if isinstance(job, RenderWindow) and not job.blank:
+                    note(job.key)
+                    pixels = render_window(archive, codec, job.key, spool.get)
+                    self.slots.floats(job.slot * self.slot_bytes, pixels.shape)[...] = pixels
+                return None
+
+            with one_thread():
+                yield run
+
+
+def codec_of(manifest: Manifest, device: str) -> TileCodec:
+    """The codec an archive names; WeightsError when the weights at hand are others."""
+    from ditic_stream.codec import load_codec
+
+    codec = load_codec(manifest.model.name, device=device)
+    if codec.info.weights != manifest.model.weights:
+        raise WeightsError(
+            f"the archive needs weights {manifest.model.weights[:16]}... of {manifest.model.name}, this release has "
+            f"{codec.info.weights[:16]}...; import the ones it names with `ditic-stream models import`"
+        )
+    return codec
+
+
+def groups_of(manifest: Manifest) -> int:
+    """Groups of three bands the networks see."""
+    return -(-manifest.image.bands // 3)
+
+
+def decode_tile(archive: Archive, codec: TileCodec, key: TileKey, *, fill: bool) -> tuple[Latent, Decoded]:
+    """The latents of a tile's core, zero when it is EMPTY, or damaged and to be filled.  Errors name the tile."""
+    core, manifest = archive.grid.latent_core(key), archive.manifest
+    groups = groups_of(manifest)
+    try:
+        with naming(key):
+            record = archive.record(key)
+            if record.kind == EMPTY:
+                return codec.zero_latent(groups, core.height, core.width), Decoded(key, empty=True)
+            return codec.decode_symbols(record, groups, core.height, core.width, manifest.q), Decoded(key)
+    except DAMAGE as error:
+        if not fill:
+            raise
+        zero = codec.zero_latent(groups, core.height, core.width)
+        return zero, Decoded(key, damage=error.message)
+
+
+def render_window(archive: Archive, codec: TileCodec, key: TileKey, fetch: Fetch) -> Pixels:
+    """The pixels of a tile's decode window, float32 (3 x groups, rows, columns), network units."""
+    grid = archive.grid
+    cells, window, canvas = assemble(grid, key, fetch), grid.decode_window(key), grid.latent_window(key)
+    with naming(key):
+        pixels = codec.render(cells.values, cells.scales, archive.manifest.q, (canvas.row, canvas.col))
+    cut: Pixels = pixels[:, :, : window.height, : window.width].reshape(-1, *window.shape)
+    return cut

@@ -1,0 +1,366 @@
+"""Shards: the unit of writing.  The three objects of one shard, packed, read and checked.
+
+In: records, masks and a preview.  Out: the bytes of their objects, and the same values back.
+Knows Zarr's shard index, seals and chunk codecs; reaches files through a Store alone.
+
+    records object   seal (8) | record | record | ...        | index (16 bytes a place) | CRC-32C of the index
+    mask object                 chunk  | chunk  | ...        | index                    | CRC-32C of the index
+    preview object   zstd frame | CRC-32C of the frame       chunk: the same
+
+The seal is the start of the SHA-256 of mask object and preview object: it ties all three together, and since the
+records object is written last, a shard is whole once that is there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ditic_stream._layout import ZSTD_LEVEL, Layout
+from ditic_stream._store import Store
+from ditic_stream.bitstream import EMPTY_BYTES, MAX_RECORD, Record, crc32c, record_length, unpack_record
+from ditic_stream.errors import ChecksumError, ConfigError, DiticError, FormatError, MissingTileError, naming
+from ditic_stream.geometry import TileKey
+
+_log = logging.getLogger(__name__)
+
+SEAL_BYTES = 8
+ENTRY_BYTES = 16
+ABSENT = 2**64 - 1
+"""Offset and length of a chunk that is not there, by Zarr's sharding codec."""
+CHUNK_OVERHEAD = 1024
+"""Bytes a stored chunk may be longer than its pixels: zstd's own bound is 1/256 more for the smallest of them."""
+
+Span = tuple[int, int]
+Uint8 = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """Something `verify` found."""
+
+    kind: str
+    """Stable code: that of an error, or "index", "seal", "metadata", "stray", "zip", "incomplete"."""
+    message: str
+    key: TileKey | None = None
+    """The tile, when it is a tile's."""
+    name: str | None = None
+    """The object it was found in."""
+
+    def __str__(self) -> str:
+        place = f"tile {self.key}: " if self.key else ""
+        return f"{place}{self.message}" + (f" ({self.name})" if self.name else "")
+
+
+def pack_chunks(chunks: Sequence[bytes | None], prefix: bytes = b"") -> list[bytes]:
+    """The pieces of a shard object: `prefix`, the chunks that are there in order, index, CRC-32C of the index."""
+    entries, at = [], len(prefix)
+    for chunk in chunks:
+        entries += [ABSENT, ABSENT] if chunk is None else [at, len(chunk)]
+        at += len(chunk or b"")
+    index = struct.pack(f"<{len(entries)}Q", *entries)
+    return [prefix, *(chunk for chunk in chunks if chunk is not None), index, struct.pack("<I", crc32c(index))]
+
+
+def index_bytes(places: int) -> int:
+    return ENTRY_BYTES * places + 4
+
+
+def unpack_index(data: bytes, places: int, *, start: int, end: int) -> list[Span | None]:
+    """(offset, length) of each chunk, None for those that are not there, from the index `data` of `places` places.
+
+    start, end: where the chunks begin and end.  They must fill it in order, without gap or overlap, so an index that
+    points elsewhere never gets as far as a read.  Raises ChecksumError or FormatError.
+    """
+    if len(data) != index_bytes(places) or crc32c(data[:-4]) != struct.unpack("<I", data[-4:])[0]:
+        raise ChecksumError("the shard's index fails its CRC-32C")
+    entries = struct.unpack(f"<{2 * places}Q", data[:-4])
+    spans: list[Span | None] = []
+    at = start
+    for offset, length in zip(entries[::2], entries[1::2], strict=True):
+        if offset == ABSENT and length == ABSENT:
+            spans.append(None)
+            continue
+        if offset != at or length < 1 or offset + length > end:
+            raise FormatError(
+                f"the shard's index has a chunk at {offset} of {length} bytes; {at}..{end} are left to fill"
+            )
+        spans.append((offset, length))
+        at += length
+    if at != end:
+        raise FormatError(f"the shard's index leaves {end - at} bytes to no chunk")
+    return spans
+
+
+def pack_chunk(pixels: Uint8) -> bytes:
+    """A chunk of `mask` or `preview` as Zarr's codecs bytes, zstd, crc32c make it."""
+    from numcodecs import zstd
+
+    frame = bytes(zstd.compress(np.ascontiguousarray(pixels), ZSTD_LEVEL, False))
+    return frame + struct.pack("<I", crc32c(frame))
+
+
+def unpack_chunk(data: bytes, shape: tuple[int, ...]) -> Uint8:
+    """The pixels of a chunk, uint8 of `shape`; allocates no more.  Raises ChecksumError or FormatError."""
+    from numcodecs import zstd
+
+    if len(data) < 5 or crc32c(data[:-4]) != struct.unpack("<I", data[-4:])[0]:
+        raise ChecksumError("chunk fails its CRC-32C: its bytes are damaged")
+    pixels = np.empty(shape, dtype=np.uint8)
+    if _frame_size(data) != pixels.size:
+        raise FormatError(f"chunk holds {_frame_size(data)} bytes for {pixels.size} pixels")
+    try:
+        zstd.decompress(data[:-4], pixels)
+    except (RuntimeError, ValueError) as error:
+        raise FormatError(f"chunk is not one zstd frame: {error}") from error
+    return pixels
+
+
+def _frame_size(frame: bytes) -> int | None:
+    """Content size a zstd frame declares (RFC 8878, 3.1.1.1), None when it is another thing or declares none.
+
+    Read here, since a frame that does not say makes numcodecs allocate as it goes.
+    """
+    if frame[:4] != b"\x28\xb5\x2f\xfd":
+        return None
+    descriptor = frame[4]
+    single, flag = descriptor >> 5 & 1, descriptor >> 6
+    width = (1 if single else 0, 2, 4, 8)[flag]
+    at = 5 + (not single) + (0, 1, 2, 4)[descriptor & 3]
+    if not width or len(frame) < at + width:
+        return None
+    return int.from_bytes(frame[at : at + width], "little") + (256 if width == 2 else 0)
+
+
+def pack_mask(planes: Uint8, tile: int) -> tuple[bytes | None, ...]:
+    """The mask chunks of one tile, uint8 (planes, h, w): a plane each, None for one that is zero all over.
+
+    They are padded with zeros to `tile` pixels a side.  What a worker keeps of a tile until its shard is written.
+    """
+    return tuple(pack_chunk(_padded(plane, (tile, tile))) if plane.any() else None for plane in planes)
+
+
+def _padded(array: Uint8, shape: tuple[int, ...]) -> Uint8:
+    return np.pad(array, [(0, full - side) for side, full in zip(array.shape, shape, strict=True)])
+
+
+def pack_preview(pixels: Uint8, layout: Layout) -> bytes:
+    """The preview chunk of one shard: uint8 (channels, h, w), padded with zeros to a whole chunk."""
+    side = layout.preview_side
+    return pack_chunk(_padded(pixels, (layout.channels, side, side)))
+
+
+def seal(mask: Sequence[bytes], preview: bytes) -> bytes:
+    """What the records object begins with: the first 8 bytes of the SHA-256 of mask object, then preview object."""
+    state = hashlib.sha256()
+    for piece in mask:
+        state.update(piece)
+    state.update(preview)
+    return state.digest()[:SEAL_BYTES]
+
+
+class ShardReader:
+    """The three objects of one shard.  Indexes are read once and kept; everything else is read anew."""
+
+    def __init__(self, store: Store, layout: Layout, shard: TileKey) -> None:
+        self.store, self.layout, self.shard = store, layout, shard
+        self._records: list[Span | None] | None = None
+        self._masks: list[Span | None] | None = None
+        self.recovered = False
+        """True when the index of the records was damaged and rebuilt from the records themselves."""
+
+    def record_bytes(self, key: TileKey) -> bytes:
+        """The bytes of a tile's record: one range, and one for the index the first time.  MissingTileError if lost."""
+        span = self._record_spans()[self.layout.slot(key)]
+        if span is None:
+            raise MissingTileError("its record is missing; compress the scene again to add it", key=str(key))
+        return self._get(self.layout.records(self.shard), *span)
+
+    def record(self, key: TileKey) -> Record:
+        """A tile's record, checked against archive id and place."""
+        return unpack_record(self.record_bytes(key), archive_id=self.layout.archive_id, key=key)
+
+    def longest(self) -> int:
+        """Bytes of the longest record; MissingTileError when a tile has none."""
+        spans = self._record_spans()
+        for key in self.layout.grid.tiles_of(self.shard):
+            if spans[self.layout.slot(key)] is None:
+                raise MissingTileError("its record is missing; compress the scene again to add it", key=str(key))
+        return max(span[1] for span in spans if span)
+
+    def cap(self) -> int:
+        """Bytes of the longest record that is there; 0 when none is or the shard cannot be read."""
+        try:
+            return max((span[1] for span in self._record_spans() if span), default=0)
+        except DiticError:
+            return 0
+
+    def mask(self, key: TileKey, plane: int) -> Uint8:
+        """One mask plane of a tile's core, uint8 (h, w)."""
+        core, tile = self.layout.grid.core(key), self.layout.manifest.grid.tile
+        span = self._mask_spans()[plane * self.layout.grid.shard**2 + self.layout.slot(key)]
+        if span is None:
+            return np.zeros(core.shape, dtype=np.uint8)
+        with naming(key):
+            return unpack_chunk(self._get(self.layout.mask(self.shard), *span), (tile, tile))[
+                : core.height, : core.width
+            ]
+
+    def preview(self) -> Uint8:
+        """The preview of the shard, uint8 (channels, h, w), clipped to the scene."""
+        name, side = self.layout.preview(self.shard), self.layout.preview_side
+        shape = (self.layout.channels, side, side)
+        pixels = unpack_chunk(self._get(name, 0, self._size(name, _most(shape))), shape)
+        _, height, width = self.layout.preview_part(self.shard)
+        return pixels[:, :height, :width]
+
+    def problems(self) -> Iterator[Problem]:
+        """All that is wrong with the shard; nothing when it is whole.  Reads every byte of it."""
+        grid, layout = self.layout.grid, self.layout
+        name = layout.records(self.shard)
+        sound = True
+        try:
+            self._record_spans()
+            if self.recovered:
+                yield Problem(
+                    kind="index", name=name, message="the index of the records is damaged; the records are there"
+                )
+        except DiticError as error:
+            for key in grid.tiles_of(self.shard):
+                yield Problem(kind=error.kind, key=key, name=name, message=error.message)
+        else:
+            for key in grid.tiles_of(self.shard):
+                try:
+                    self.record(key)
+                except DiticError as error:
+                    yield Problem(kind=error.kind, key=key, name=name, message=error.message)
+        for problem in self._other_problems():
+            sound = False
+            yield problem
+        if sound and self.store.size(name) is not None and not self._is_sealed():
+            yield Problem(
+                kind="seal", name=name, message=f"mask or preview of shard {self.shard} belong to other records"
+            )
+
+    def _other_problems(self) -> Iterator[Problem]:
+        layout, tile = self.layout, self.layout.manifest.grid.tile
+        if layout.planes:
+            name = layout.mask(self.shard)
+            try:
+                spans = self._mask_spans()
+            except DiticError as error:
+                yield Problem(kind=error.kind, name=name, message=f"mask of shard {self.shard}: {error.message}")
+            else:
+                for key in layout.grid.tiles_of(self.shard):
+                    for plane in range(layout.planes):
+                        span = spans[plane * layout.grid.shard**2 + layout.slot(key)]
+                        try:
+                            if span is not None:
+                                unpack_chunk(self._get(name, *span), (tile, tile))
+                        except DiticError as error:
+                            yield Problem(
+                                kind=error.kind, key=key, name=name, message=f"mask plane {plane}: {error.message}"
+                            )
+        try:
+            self.preview()
+        except DiticError as error:
+            name = layout.preview(self.shard)
+            yield Problem(kind=error.kind, name=name, message=f"preview of shard {self.shard}: {error.message}")
+
+    def _is_sealed(self) -> bool:
+        state = hashlib.sha256()
+        for name in self.layout.objects(self.shard)[:-1]:
+            size = self.store.size(name) or 0
+            for start in range(0, size, 2**20):
+                state.update(self._get(name, start, min(2**20, size - start)))
+        try:
+            return self._get(self.layout.records(self.shard), 0, SEAL_BYTES) == state.digest()[:SEAL_BYTES]
+        except DiticError:
+            return False
+
+    def _record_spans(self) -> list[Span | None]:
+        if self._records is None:
+            name, grid = self.layout.records(self.shard), self.layout.grid
+            places, tiles = grid.shard**2, {self.layout.slot(key): key for key in grid.tiles_of(self.shard)}
+            first = str(next(iter(tiles.values())))
+            size = self.store.size(name)
+            if size is None:
+                raise MissingTileError(f"{name} is missing; compress the scene again to add it", key=first)
+            end = size - index_bytes(places)
+            try:
+                if end < SEAL_BYTES:
+                    raise FormatError(f"{name} has {size} bytes; the index alone takes {index_bytes(places)}")
+                spans = unpack_index(self._get(name, end, size - end), places, start=SEAL_BYTES, end=end)
+            except FormatError:
+                spans = self._walk(name, size, places)
+            for place, span in enumerate(spans):
+                if span is not None and (place not in tiles or span[1] > MAX_RECORD):
+                    raise FormatError(f"{name} holds a record of {span[1]} bytes at place {place}, where none belongs")
+            self._records = spans
+        return self._records
+
+    def _walk(self, name: str, size: int, places: int) -> list[Span | None]:
+        """Rebuild a damaged index: records say their own length and place.  What cannot be found is None."""
+        spans: list[Span | None] = [None] * places
+        at = SEAL_BYTES
+        while at + EMPTY_BYTES <= size:
+            try:
+                head = self._get(name, at, min(64, size - at))
+                length = record_length(head)
+                key = unpack_record(self._get(name, at, min(length, size - at)), archive_id=self.layout.archive_id).key
+            except DiticError:
+                break
+            if self.layout.grid.shard_of(key) == self.shard:
+                spans[self.layout.slot(key)] = (at, length)
+            at += length
+        self.recovered = True
+        _log.warning("the index of %s is damaged; rebuilt from its records", name)
+        return spans
+
+    def _mask_spans(self) -> list[Span | None]:
+        if self._masks is None:
+            name, tile = self.layout.mask(self.shard), self.layout.manifest.grid.tile
+            places = self.layout.planes * self.layout.grid.shard**2
+            size = self._size(name, places * (_most((tile, tile)) + ENTRY_BYTES))
+            end = size - index_bytes(places)
+            if end < 0:
+                raise FormatError(f"{name} has {size} bytes; the index alone takes {index_bytes(places)}")
+            spans = unpack_index(self._get(name, end, size - end), places, start=0, end=end)
+            if any(span is not None and span[1] > _most((tile, tile)) for span in spans):
+                raise FormatError(f"{name} holds a chunk longer than its pixels")
+            self._masks = spans
+        return self._masks
+
+    def _size(self, name: str, most: int) -> int:
+        size = self.store.size(name)
+        if size is None:
+            raise MissingTileError(f"{name} is missing; compress the scene again to add it")
+        if size > most:
+            raise FormatError(f"{name} has {size} bytes; at most {most} belong there")
+        return size
+
+    def _get(self, name: str, start: int, length: int) -> bytes:
+        try:
+            return self.store.get(name, start, length)
+        except KeyError:
+            raise MissingTileError(f"{name} is missing; compress the scene again to add it") from None
+
+
+def _most(shape: tuple[int, ...]) -> int:
+    pixels = int(np.prod(shape))
+    return pixels + pixels // 128 + CHUNK_OVERHEAD
+
+
+def checked_array(name: str, array: Any, shape: tuple[int, ...], key: TileKey) -> Uint8:
+    """`array` as uint8 of `shape`; ConfigError otherwise."""
+    found = np.asarray(array)
+    if found.shape != shape or found.dtype != np.uint8:
+        raise ConfigError(f"{name} of {key} is {found.dtype} {found.shape}; it must be uint8 {shape}")
+    return found

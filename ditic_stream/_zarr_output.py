@@ -1,0 +1,93 @@
+"""Write a scene as a Zarr v3 group: `image` (bands, rows, columns), `mask` (rows, columns) when there is one.
+
+In: blocks of rows.  Out: chunks of up to 512 x 512 under bytes and zstd, which every Zarr reader opens; the
+geotransform and the code of the reference system after the GeoZarr conventions; all fields under "ditic".
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ditic_stream._output import Array, Output, checked
+from ditic_stream._tiff_geo import geo_of
+from ditic_stream._tiff_output import colours_of
+from ditic_stream._tiff_tags import fields_from_json
+
+NODATA_FIELD = 42113
+
+
+class ZarrOutput(Output):
+    """A Zarr group.  `lossy`: the mark that says by what the pixels were coded, among the attributes."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        height: int,
+        width: int,
+        samples: int,
+        dtype: str,
+        metadata: dict[str, Any],
+        lossy: str | None,
+        overwrite: bool,
+    ) -> None:
+        colours_of(metadata, samples)
+        fields_from_json(metadata.get("fields", []))
+        self._metadata, self._lossy = metadata, lossy
+        mask = bool(checked(metadata, "mask", (bool,), False))
+        super().__init__(path, height=height, width=width, samples=samples, dtype=dtype, mask=mask, overwrite=overwrite)
+
+    def _start(self) -> None:
+        import zarr
+
+        group = zarr.open_group(str(self.partial), mode="w", zarr_format=3, attributes=self._attributes())
+        self._side = side = min(512, self.width)
+        rows = min(self.block, self.height)
+        self._image = group.create_array(
+            "image", shape=(self.samples, self.height, self.width), chunks=(1, rows, side), dtype=self.dtype,
+            dimension_names=("band", "y", "x"),
+        )  # fmt: skip
+        self._mask = (
+            group.create_array(
+                "mask", shape=(self.height, self.width), chunks=(rows, side), dtype="uint8", dimension_names=("y", "x")
+            )
+            if self.has_mask
+            else None
+        )
+
+    def _attributes(self) -> dict[str, Any]:
+        fields = self._metadata.get("fields", [])
+        geo, out = geo_of(fields), dict[str, Any](ditic=self._metadata)
+        if self._lossy:
+            out["ditic_lossy"] = self._lossy
+        if geo["transform"]:
+            out |= {
+                "spatial:dimensions": ["y", "x"],
+                "spatial:transform": geo["transform"],
+                "spatial:shape": [self.height, self.width],
+            }
+        if geo["epsg"]:
+            out["proj:code"] = f"EPSG:{geo['epsg']}"
+        nodata = next((field.get("text") for field in fields if field["code"] == NODATA_FIELD), None)
+        return out | ({"nodata": nodata.strip("\0 ")} if nodata else {})
+
+    def _block(self, row: int, pixels: Array, mask: npt.NDArray[np.uint8] | None) -> None:
+        # Chunk by chunk: zarr goes on with the other chunks of a call in its own thread after one has failed, and would
+        # write into a folder that is being removed.
+        rows = slice(row, row + pixels.shape[1])
+        for col in range(0, self.width, self._side):
+            cols = slice(col, min(col + self._side, self.width))
+            for band in range(self.samples):
+                self._image[band, rows, cols] = pixels[band, :, cols]
+            if self._mask is not None and mask is not None:
+                self._mask[rows, cols] = mask[:, cols]
+
+    def _finish(self) -> None:
+        pass  # every chunk is a file that zarr has closed
+
+    def _abandon(self) -> None:
+        pass

@@ -1,0 +1,272 @@
+"""An archive in one file: a zip whose entries are stored, so that every object is a range of the file.
+
+In: a Store of objects.  Out: a zip of the same bytes whoever packs it; and a Store that reads any stored zip.
+Knows the zip format (PKWARE APPNOTE 6.3), zip64 for what is large; knows nothing of what the objects hold.
+
+Written here and not by `zipfile`, since each byte must be the same under every Python and `verify` must be able to say
+of each whether it is; and since `zipfile` takes a kilobyte of memory for each entry a hostile file claims to have.
+
+    per entry   local header (30), name, bytes        metadata first, then sorted, dates 1980-01-01, method 0, no extras, no comments
+    then        central directory (46 and the name each; 8 or 12 of zip64 where an offset needs it), end (22; zip64: 98)
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import threading
+import zlib
+from bisect import bisect_right
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from ditic_stream._store import GROUP, OBJECT, Store, write_object
+from ditic_stream.errors import ConfigError, FormatError, SourceError
+
+MAX_DIRECTORY = 2**26
+"""Longest central directory, bytes: 600 000 objects, the shards of some 10 terapixels in tiles of 1024."""
+BLOCK = 2**20
+LIMIT32, LIMIT16 = 2**32 - 1, 2**16 - 1
+DOS_DATE = 0x21
+"""1980-01-01."""
+UNIX, MODE = 3, 0o100644 << 16
+
+_LOCAL = struct.Struct("<4s5H3I2H")
+_CENTRAL = struct.Struct("<4s6H3I5H2I")
+_END = struct.Struct("<4s4H2IH")
+_END64 = struct.Struct("<4sQ2H2I4Q")
+_LOCATOR = struct.Struct("<4sIQI")
+
+
+def write_zip(store: Store, target: Path) -> int:
+    """Write the zip of the objects in `store` to `target`, whole or not at all.  Returns its bytes; StorageError when
+    there is no room."""
+    return write_object(target.parent, target.name, zip_pieces(store))
+
+
+def zip_pieces(store: Store) -> Iterator[bytes]:
+    """The bytes of the zip that holds the objects of `store`, a piece at a time.
+
+    `write_zip` writes them; `verify` compares them with the file, and so misses no byte of it.
+    """
+    directory = []
+    at = 0
+    for name in sorted(store.names(), key=_place):
+        size = store.size(name) or 0
+        if size >= LIMIT32:
+            raise ConfigError(
+                f"{name} has {size} bytes; an object in a zip holds at most {LIMIT32 - 1}: keep the folder"
+            )
+        crc = 0
+        for piece in _blocks(store, name, size):
+            crc = zlib.crc32(piece, crc)
+        path = name.encode("ascii")
+        head = _LOCAL.pack(b"PK\3\4", 10, 0, 0, 0, DOS_DATE, crc, size, size, len(path), 0) + path
+        extra, offset = (b"", at) if at < LIMIT32 else (struct.pack("<HHQ", 1, 8, at), LIMIT32)
+        version = 45 if extra else 10
+        fields = (
+            UNIX << 8 | version,
+            version,
+            0,
+            0,
+            0,
+            DOS_DATE,
+            crc,
+            size,
+            size,
+            len(path),
+            len(extra),
+            0,
+            0,
+            0,
+            MODE,
+            offset,
+        )
+        directory.append(_CENTRAL.pack(b"PK\1\2", *fields) + path + extra)
+        yield head
+        yield from _blocks(store, name, size)
+        at += len(head) + size
+    central = b"".join(directory)
+    yield central
+    count, length = len(directory), len(central)
+    if count >= LIMIT16 or at >= LIMIT32 or length >= LIMIT32:
+        yield _END64.pack(b"PK\6\6", _END64.size - 12, UNIX << 8 | 45, 45, 0, 0, count, count, length, at)
+        yield _LOCATOR.pack(b"PK\6\7", 0, at + length, 1)
+    short = min(count, LIMIT16)
+    yield _END.pack(b"PK\5\6", 0, 0, short, short, min(length, LIMIT32), min(at, LIMIT32), 0)
+
+
+def _place(name: str) -> tuple[bool, int, str]:
+    """Metadata first, the root's before all, so that a file cut short still says what it is (OME-NGFF RFC 9 asks so)."""
+    return not name.endswith(GROUP), name.count("/"), name
+
+
+def _blocks(store: Store, name: str, size: int) -> Iterator[bytes]:
+    return (store.get(name, start, min(BLOCK, size - start)) for start in range(0, size, BLOCK))
+
+
+class ZipStore:
+    """The entries of a stored zip file, this library's or another's.
+
+    Compressed or encrypted entries, names that climb out or come twice, and ranges outside the file are refused with
+    FormatError.  A damaged directory is rebuilt from the local headers: `verify` reports it, and every tile still
+    reads, since records and chunks carry checksums of their own.  Holds one open file; reads are serialised.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._file: BinaryIO = open(path, "rb")  # noqa: SIM115 (closed by close)
+        except OSError as error:
+            raise SourceError(f"cannot open {path}: {error.strerror}") from error
+        self._lock = threading.Lock()
+        self._starts: dict[str, int] = {}
+        self._headers: dict[str, tuple[int, int]] | None = None
+        try:
+            self.length = self._end = os.fstat(self._file.fileno()).st_size
+            try:
+                self._entries = self._directory()
+            except FormatError:
+                self._entries = self._scan()
+                if GROUP not in self._entries:
+                    raise
+            self._offsets = sorted(offset for offset, _ in self._entries.values())
+        except BaseException:
+            self.close()
+            raise
+
+    def size(self, name: str) -> int | None:
+        # A damaged name in the directory hides an object that is there.
+        entry = self._entries.get(name) or self._scan().get(name)
+        return None if entry is None else entry[1]
+
+    def get(self, name: str, start: int, length: int) -> bytes:
+        offset, size = self._entries.get(name) or self._scan()[name]
+        if start < 0 or start + length > size:
+            raise FormatError(f"{name} has {size} bytes, {start + length} are needed: it is cut short")
+        if name not in self._starts:
+            self._starts[name] = self._begin(name, offset, size)
+        return self.read(self._starts[name] + start, length)
+
+    def names(self) -> Iterator[str]:
+        return iter(sorted(name for name in self._entries if OBJECT.fullmatch(name)))
+
+    def close(self) -> None:
+        self._file.close()
+
+    def read(self, start: int, length: int) -> bytes:
+        """`length` bytes of the zip file itself."""
+        if start < 0 or start + length > self.length:
+            raise FormatError(f"{self.path.name} has {self.length} bytes, {start + length} are needed: it is cut short")
+        try:
+            with self._lock:
+                self._file.seek(start)
+                data = self._file.read(length)
+        except OSError as error:
+            raise SourceError(f"cannot read {self.path}: {error.strerror}") from error
+        if len(data) != length:
+            raise FormatError(f"{self.path.name} ends {length - len(data)} bytes early")
+        return data
+
+    def _directory(self) -> dict[str, tuple[int, int]]:
+        """name -> (offset of the local header, size), from the central directory."""
+        tail_start = max(0, self.length - _END.size - LIMIT16)
+        tail = self.read(tail_start, self.length - tail_start)
+        at = tail.rfind(b"PK\5\6")
+        if at < 0 or at + _END.size > len(tail):
+            raise FormatError(f"{self.path.name} is not a zip file: it has no end record")
+        _, disk, _, _, count, length, start, _ = _END.unpack_from(tail, at)
+        end = tail_start + at
+        if count == LIMIT16 or length == LIMIT32 or start == LIMIT32:
+            signature, _, record, _ = _LOCATOR.unpack(self.read(end - _LOCATOR.size, _LOCATOR.size))
+            if signature == b"PK\6\7":
+                _, _, _, _, disk, _, _, count, length, start = _END64.unpack(self.read(record, _END64.size))
+        if disk or length > MAX_DIRECTORY or start + length > end or count * _CENTRAL.size > length:
+            raise FormatError(f"{self.path.name} claims {count} entries in {length} bytes at {start} of {end}")
+        self._end = start
+        return self._parse(self.read(start, length), count, start)
+
+    def _begin(self, name: str, offset: int, size: int) -> int:
+        """Where the bytes of an entry begin, by its local header, unless that is damaged or not at `offset`."""
+        local = self._local(offset)
+        if local is None or local[0] != name:
+            offset = self._scan().get(name, (offset, size))[0]
+            local = self._local(offset)
+        place = bisect_right(self._offsets, offset)
+        limit = self._offsets[place] if place < len(self._offsets) else self._end
+        if local is not None and local[0] == name and local[1] + size <= limit:
+            return local[1]
+        return offset + _LOCAL.size + len(name)  # as write_zip makes it
+
+    def _local(self, offset: int) -> tuple[str, int, int] | None:
+        """(name, offset of the bytes, size) by the local header at `offset`; None when there is none to trust."""
+        if offset + _LOCAL.size > self.length:
+            return None
+        signature, _, flags, method, _, _, _, packed, size, path, extra = _LOCAL.unpack(self.read(offset, _LOCAL.size))
+        begin = offset + _LOCAL.size + path + extra
+        if signature != b"PK\3\4" or flags & 9 or method or packed != size or begin + size > self.length:
+            return None
+        return self.read(offset + _LOCAL.size, path).decode("ascii", "replace"), begin, size
+
+    def _scan(self) -> dict[str, tuple[int, int]]:
+        """The entries that local headers tell of, from the start of the file to the first not to be trusted."""
+        if self._headers is None:
+            self._headers = {}
+            at = 0
+            for _ in range(MAX_DIRECTORY // _CENTRAL.size):
+                local = self._local(at)
+                if local is None:
+                    break
+                name, begin, size = local
+                if _is_plain(name):
+                    self._headers.setdefault(name, (at, size))
+                at = begin + size
+        return self._headers
+
+    def _parse(self, central: bytes, count: int, limit: int) -> dict[str, tuple[int, int]]:
+        entries: dict[str, tuple[int, int]] = {}
+        at = 0
+        for _ in range(count):
+            if at + _CENTRAL.size > len(central):
+                raise FormatError(f"{self.path.name} ends its directory after {len(entries)} of {count} entries")
+            fields = _CENTRAL.unpack_from(central, at)
+            signature, flags, method, packed, size, path, extra, comment, offset = (
+                *(fields[place] for place in (0, 3, 4, 8, 9, 10, 11, 12)),
+                fields[16],
+            )
+            begin = at + _CENTRAL.size
+            at = begin + path + extra + comment
+            if signature != b"PK\1\2" or at > len(central):
+                raise FormatError(f"{self.path.name} breaks its directory at entry {len(entries)}")
+            name = central[begin : begin + path].decode("ascii", "replace")
+            if name.endswith("/") and not size:
+                continue  # other packers write an entry for each folder
+            if method or flags & 1 or packed != size or size == LIMIT32:
+                raise FormatError(
+                    f"entry {name!r} of {self.path.name} is compressed, encrypted or too large; pack it stored"
+                )
+            if offset == LIMIT32:
+                offset = _offset64(central[begin + path : begin + path + extra])
+            if not _is_plain(name) or name in entries or offset + _LOCAL.size + path + size > limit:
+                raise FormatError(
+                    f"entry {name!r} of {self.path.name} leaves the archive, comes twice or lies outside the file"
+                )
+            entries[name] = (offset, size)
+        return entries
+
+
+def _offset64(extra: bytes) -> int:
+    """The offset a zip64 extra field holds; entries of 4 GiB are refused, so nothing stands before it."""
+    at = 0
+    while at + 4 <= len(extra):
+        kind, length = struct.unpack_from("<HH", extra, at)
+        if kind == 1 and length == 8 and at + 12 <= len(extra):
+            return int(struct.unpack_from("<Q", extra, at + 4)[0])
+        at += 4 + length
+    return LIMIT32
+
+
+def _is_plain(name: str) -> bool:
+    """True for relative ASCII paths without empty parts, dots or backslashes: nothing that could climb out."""
+    return name.isascii() and "\\" not in name and "\0" not in name and all(part.strip(".") for part in name.split("/"))

@@ -1,0 +1,374 @@
+"""The command line: each verb parses, calls one library function, and prints.
+
+Results on stdout (`--json`: one object a line), progress and errors on stderr.  Exit 0 done, 1 failed in one line with
+its kind, 2 usage, 130 interrupted.  Everything heavy is imported inside the verb that needs it: `info` and `verify`
+start without torch, zarr and tifffile.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from ditic_stream import console
+from ditic_stream.geometry import Window
+
+app = typer.Typer(
+    name="ditic-stream",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,  # errors are one line (console.guarded), tracebacks are for DITIC_DEBUG=1
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Compress scenes too large to hold with a learned codec, tile by tile, and read any window of them back.",
+)
+models = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The networks and weights at hand.")
+app.add_typer(models, name="models")
+
+Archive = Annotated[Path, typer.Argument(help="An archive: a folder NAME.ditic or a file NAME.ditic.zip.")]
+Json = Annotated[bool, typer.Option("--json", help="Print results as JSON, one object a line.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary; errors only.")]
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="Processes (default: the cores). The bytes do not depend on it.")
+]
+Device = Annotated[str, typer.Option(help="Where the networks run: cpu or cuda.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")]
+OnError = Annotated[
+    Literal["stop", "fill"],
+    typer.Option(help="At a damaged or lost tile: stop with its name, or fill it, go on and report it."),
+]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of the command; leaves with the exit code."""
+    # typer brings pydantic, which looks through every installed package for plugins: a tenth of the start of `info`.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+    raise SystemExit(console.guarded(lambda: app(arguments)))
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from ditic_stream import __version__
+
+        typer.echo(f"ditic-stream {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(short_help="Compress a scene into an archive, or resume.")
+def compress(
+    scene: Annotated[Path, typer.Argument(help="The scene: TIFF of any ordinary kind, PNG or JPEG.")],
+    archive: Annotated[
+        Path | None, typer.Argument(help="NAME.ditic or NAME.ditic.zip (default: SCENE with .ditic).")
+    ] = None,
+    quality: Annotated[int, typer.Option(min=1, max=100, help="1 (smallest) to 100 (best).")] = 50,
+    model: Annotated[str, typer.Option(help="The networks; see `ditic-stream models list`.")] = "small",
+    tile: Annotated[int, typer.Option(help="Side of a tile, pixels: a multiple of 256.")] = 1024,
+    overlap: Annotated[int, typer.Option(help="Overlap of decoded tiles a side, pixels: a multiple of 32.")] = 64,
+    device: Device = "cpu",
+    workers: Workers = None,
+    expand_palette: Annotated[
+        bool, typer.Option("--expand-palette", help="Code the colours of a palette picture; it comes back in RGB.")
+    ] = False,
+    overwrite: Overwrite = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what is to be expected, write nothing.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compress a scene into an archive; the same command again resumes a run that was stopped.
+
+    \b
+    Example:  ditic-stream compress scene.tif scene.ditic --quality 60
+    """
+    from ditic_stream.compression import Estimate
+    from ditic_stream.compression import compress as run
+
+    target = archive or scene.with_suffix(".ditic")
+    with (
+        console.interruptible(f"finished shards are kept; run the same command again to go on with {target}"),
+        console.Progress("compress", quiet=quiet or dry_run) as progress,
+    ):
+        result = run(
+            scene, target, quality=quality, model=model, tile=tile, overlap=overlap, device=device, workers=workers,
+            expand_palette=expand_palette, overwrite=overwrite, dry_run=dry_run, progress=progress,
+        )  # fmt: skip
+    for warning in result.warnings:
+        console.note(f"warning: {warning}", quiet=quiet)
+    facts = console.plain(result)
+    if isinstance(result, Estimate):
+        lines = [
+            f"{result.archive}: {result.tiles} tiles in {result.shards} shards, nothing written (dry run)",
+            f"expected: about {console.size(result.bytes)} ({result.bpp:.3f} bits per pixel), "
+            f"{console.duration(result.seconds)}, {console.size(result.memory)} of memory; from {result.sampled} tiles",
+        ]
+    else:
+        lines = [
+            f"{result.archive}: {console.size(result.bytes)}, {result.bpp:.3f} bits per pixel, {result.tiles} tiles, "
+            f"and {console.size(result.fixed_bytes)} of container and preview, {console.duration(result.seconds)}"
+        ]
+        if result.resumed:
+            lines.append(f"resumed: {result.resumed} of {result.shards} shards were there already")
+    console.emit(facts, as_json=as_json, lines=lines, quiet=quiet)
+
+
+@app.command(short_help="Decode a whole archive into a file.")
+def decompress(
+    archive: Archive,
+    out: Annotated[
+        Path | None, typer.Argument(help="NAME.tif, NAME.zarr or NAME.png (default: NAME.decoded.tif).")
+    ] = None,
+    workers: Workers = None,
+    device: Device = "cpu",
+    on_error: OnError = "stop",
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Decode a whole archive, strip by strip, with the metadata of its source.
+
+    \b
+    Example:  ditic-stream decompress scene.ditic scene.decoded.tif
+    """
+    from ditic_stream.regions import decompress as run
+
+    target = out or archive.with_name(f"{_stem(archive)}.decoded.tif")
+    with (
+        console.interruptible(f"nothing was written to {target}; run the same command again"),
+        console.Progress("decompress", quiet=quiet) as progress,
+    ):
+        result = run(
+            archive, target, workers=workers, device=device, on_error=on_error, overwrite=overwrite, progress=progress
+        )
+    _report_damage(result, quiet)
+    console.emit(
+        console.plain(result), as_json=as_json, quiet=quiet,
+        lines=[f"{target}: {console.size(target.stat().st_size) if target.is_file() else 'written'}"],
+    )  # fmt: skip
+
+
+@app.command(short_help="Decode one window into a file.")
+def region(
+    archive: Archive,
+    out: Annotated[Path, typer.Argument(help="NAME.tif, NAME.png or NAME.npy (rows, columns, bands).")],
+    window: Annotated[
+        str | None, typer.Option(metavar="COL,ROW,WIDTH,HEIGHT", help="Pixels, counted from the upper left.")
+    ] = None,
+    bbox: Annotated[
+        str | None, typer.Option(metavar="XMIN,YMIN,XMAX,YMAX", help="Ground coordinates: every pixel they touch.")
+    ] = None,
+    bbox_crs: Annotated[
+        str | None, typer.Option(help="CRS of --bbox, e.g. EPSG:4326 (default: the scene's). Needs the extra `geo`.")
+    ] = None,
+    workers: Workers = 1,
+    device: Device = "cpu",
+    on_error: OnError = "stop",
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Decode one window: the exact crop of what `decompress` gives, reading only the tiles it needs.
+
+    \b
+    Example:  ditic-stream region scene.ditic part.tif --window 4096,2048,1024,768
+    """
+    if (window is None) == (bbox is None):
+        raise typer.BadParameter("give one of --window and --bbox")
+    if bbox_crs is not None and bbox is None:
+        raise typer.BadParameter("--bbox-crs says how --bbox is meant; give --bbox too")
+    bounds = _numbers(bbox, 4, float, "--bbox") if bbox is not None else None
+    pixels = _window(*_numbers(window, 4, int, "--window")) if window is not None else None
+    from ditic_stream.cutout import region as run
+
+    with console.interruptible(f"nothing was written to {out}; run the same command again"):
+        result = run(
+            archive, out, window=pixels, bbox=bounds, bbox_crs=bbox_crs, device=device, workers=workers or 1,
+            on_error=on_error, overwrite=overwrite,
+        )  # fmt: skip
+    _report_damage(result, quiet)
+    console.emit(
+        console.plain(result), as_json=as_json, quiet=quiet,
+        lines=[f"{out}: {result.width} x {result.height} pixels from column {result.col}, row {result.row}"],
+    )  # fmt: skip
+
+
+@app.command(short_help="Say what an archive holds and costs.")
+def info(archive: Archive, as_json: Json = False, quiet: Quiet = False) -> None:
+    """Say what an archive holds and costs, without reading a pixel.
+
+    \b
+    Example:  ditic-stream info scene.ditic --json
+    """
+    from ditic_stream.archive import open_archive
+    from ditic_stream.summary import lines, summary
+
+    with open_archive(archive) as opened:
+        facts = summary(opened)
+    console.emit(facts, as_json=as_json, lines=lines(facts), quiet=quiet)
+
+
+@app.command(short_help="Check every byte of an archive.")
+def verify(
+    archive: Archive,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Also decode the symbols of every tile; needs torch and the weights.")
+    ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Check every byte of an archive; name what is damaged, and leave with 1 if anything is.
+
+    \b
+    Example:  ditic-stream verify scene.ditic
+    """
+    with console.interruptible("nothing was changed"), console.Progress("verify", quiet=quiet, unit="MB") as progress:
+        if deep:
+            from ditic_stream.deep import verify_deep
+
+            report = verify_deep(archive, progress=progress)
+        else:
+            from ditic_stream.verify import verify as run
+
+            report = run(archive, progress)
+    found = len(report.problems)
+    verdict = "no problem" if report.ok else "1 problem" if found == 1 else f"{found} problems"
+    more = " and more: stopped there" if report.stopped else ""
+    for problem in () if as_json else report.problems:
+        typer.echo(f"{problem.kind}: {problem}")  # a result, and so printed even when quiet
+    console.emit(
+        report.to_json(), as_json=as_json, quiet=quiet,
+        lines=[f"{archive}: {verdict}{more} in {report.tiles} tiles, {console.size(report.bytes)}"],
+    )  # fmt: skip
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+@app.command(short_help="Measure an archive against its scene.")
+def compare(
+    scene: Annotated[Path, typer.Argument(help="The scene the archive was made from.")],
+    archive: Archive,
+    min_psnr: Annotated[float | None, typer.Option(help="Leave with 1 when PSNR is lower, dB.")] = None,
+    min_ms_ssim: Annotated[float | None, typer.Option(help="Leave with 1 when MS-SSIM is lower.")] = None,
+    max_error: Annotated[float | None, typer.Option(help="Leave with 1 when any sample is farther off.")] = None,
+    workers: Workers = None,
+    device: Device = "cpu",
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure an archive against its scene: PSNR, MS-SSIM, largest error, bits per pixel.
+
+    With --json: one object a tile ("kind": "tile"), then one for the scene ("kind": "scene").
+
+    \b
+    Example:  ditic-stream compare scene.tif scene.ditic --min-psnr 30
+    """
+    from ditic_stream.compare import TileQuality
+    from ditic_stream.compare import compare as run
+
+    def show(tile: TileQuality) -> None:
+        if as_json:
+            console.emit({"kind": "tile", **console.plain(tile)}, as_json=True, lines=[])
+
+    with (
+        console.interruptible("nothing was changed; run the same command again"),
+        console.Progress("compare", quiet=quiet) as progress,
+    ):
+        found = run(scene, archive, workers=workers, device=device, progress=progress, on_tile=show)
+    broken = found.violations(min_psnr=min_psnr, min_ms_ssim=min_ms_ssim, max_error=max_error)
+    facts = {"kind": "scene", **console.plain(found), "violations": broken}
+    console.emit(facts, as_json=as_json, lines=found.lines(), quiet=quiet)
+    for sentence in broken:
+        console.note(f"ditic-stream: bound: {sentence}")
+    if broken:
+        raise typer.Exit(1)
+
+
+@app.command(short_help="Train the networks of the package.")
+def train(
+    data: Annotated[list[Path], typer.Argument(help="Folders, tar files and pictures to train on.")],
+    out: Annotated[Path, typer.Option(help="Folder of checkpoint, log and weights; a run found there goes on.")] = Path(
+        "runs/train"
+    ),
+    model: Annotated[str, typer.Option(help="Preset of sizes: small or tiny.")] = "small",
+    minutes: Annotated[float, typer.Option(min=0, help="Wall time to train; the learning rate falls over it.")] = 60.0,
+    batch: Annotated[int, typer.Option(min=1, help="Crops a step, over all threads.")] = 8,
+    side: Annotated[int, typer.Option(help="Side of a crop, pixels: a multiple of 256.")] = 256,
+    rate: Annotated[float, typer.Option(min=0, help="Learning rate.")] = 1e-3,
+    threads: Annotated[int, typer.Option(min=1, help="Replicas on a CPU.")] = 2,
+    device: Device = "cpu",
+    seed: Annotated[int, typer.Option(min=0, help="Seed of crops and weights.")] = 0,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a set of weights; the same command again goes on from the last checkpoint.
+
+    \b
+    Example:  ditic-stream train pictures/ --model tiny --minutes 10 --out runs/tiny
+    """
+    from ditic_stream.training.train import TrainConfig, run
+
+    settings = TrainConfig(
+        data=tuple(map(str, data)), out=str(out), model=model, minutes=minutes, batch=batch, side=side, rate=rate,
+        threads=threads, device=device, seed=seed,
+    )  # fmt: skip
+    with console.interruptible(f"run the same command again to go on from the last checkpoint in {out}"):
+        weights = run(settings)
+    size = weights.stat().st_size
+    facts = {"weights": str(weights), "bytes": size, "log": str(out / "log.jsonl")}
+    console.emit(facts, as_json=as_json, lines=[f"{weights}: {console.size(size)}"], quiet=quiet)
+
+
+@models.command("list", short_help="List the weight sets at hand.")
+def list_models(as_json: Json = False, quiet: Quiet = False) -> None:
+    """List the weight sets at hand: name, parameters, bytes, licence, sha256.
+
+    \b
+    Example:  ditic-stream models list --json
+    """
+    from ditic_stream.summary import weight_sets
+
+    for found in weight_sets():
+        line = (
+            f"{found['name']:<12} {found['parameters'] / 1e6:6.2f} M parameters  {console.size(found['bytes']):>8}  "
+            f"{found['licence']}  sha256 {found['sha256'][:16]}..."
+        )
+        console.emit(found, as_json=as_json, lines=[line], quiet=quiet)
+
+
+def _stem(archive: Path) -> str:
+    """scene.ditic and scene.ditic.zip are archives of "scene"."""
+    return archive.name.removesuffix(".zip").removesuffix(".ditic")
+
+
+def _numbers(text: str, count: int, kind: type, option: str) -> tuple[Any, ...]:
+    try:
+        values = tuple(kind(part) for part in text.split(","))
+        if len(values) != count or any(value != value or abs(value) == float("inf") for value in values):
+            raise ValueError
+    except ValueError:
+        raise typer.BadParameter(f"{option} {text!r} is not {count} numbers with commas between") from None
+    return values
+
+
+def _window(col: int, row: int, width: int, height: int) -> Window:
+    return Window(row=row, col=col, height=height, width=width)
+
+
+def _report_damage(result: Any, quiet: bool) -> None:
+    """Filled tiles and those their loss reached, on stderr even when quiet: they are errors that were let pass."""
+    for name, what in (("damaged", "filled: damaged or lost"), ("degraded", "degraded by a neighbour")):
+        keys = [str(key) for key in getattr(result, name)]
+        if keys:
+            shown = " ".join(keys[:20]) + (f" and {len(keys) - 20} more" if len(keys) > 20 else "")
+            console.note(
+                f"warning: {what}: {'tile' if len(keys) == 1 else 'tiles'} {shown}", quiet=quiet and name != "damaged"
+            )

@@ -1,0 +1,282 @@
+"""Compress a scene into an archive, shard by shard, so that it can be stopped anywhere and go on.
+
+In: a source and a place for the archive.  Out: the archive, and a Result of a few numbers.
+Knows the order of things; pixels are read, coded and written inside the workers (_encoding), which get the name of a
+shard and give back a Receipt.
+
+    source --> survey, manifest --> lock, what is done already --> shards, in any order --> metadata, complete --> zip
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ditic_stream import __version__
+from ditic_stream._encoding import Describe, EncodeShard, Receipt, area, peak_memory
+from ditic_stream._layout import Layout
+from ditic_stream._lock import hold, release
+from ditic_stream._store import LOCK, PARTIAL
+from ditic_stream.archive import create_archive, open_archive, pack_zip
+from ditic_stream.bitstream import EMPTY
+from ditic_stream.config import GridConfig, q_of_quality
+from ditic_stream.errors import ConfigError, DiticError
+from ditic_stream.executors import Executor, executor_for
+from ditic_stream.geometry import TileKey
+from ditic_stream.manifest import Image, Manifest, ModelRef, SourceRef
+from ditic_stream.radiometry import survey
+from ditic_stream.reader import Source, open_source
+from ditic_stream.summary import bits_per_pixel, rate
+from ditic_stream.tiling import Grid
+
+SAMPLE_TILES = 8
+"""Tiles a dry run codes to know what to expect."""
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What a run of `compress` made.  Tiles and bytes are those of the whole archive, whoever coded them."""
+
+    archive: str
+    tiles: int
+    empty: int
+    """Tiles without a coded pixel."""
+    bytes: int
+    """Records with headers, shard indexes and masks: what `bpp` counts."""
+    fixed_bytes: int
+    """Everything else: metadata and preview."""
+    bpp: float
+    shards: int
+    resumed: int
+    """Shards that an earlier run had finished."""
+    outside: float
+    """Share of the samples coded by this run that lay beyond what the networks are shown, and were clipped."""
+    seconds: float
+    warnings: tuple[str, ...]
+    """What of the source the archive does not keep, a sentence each."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """What a dry run expects, from coding a few tiles spread over the scene."""
+
+    archive: str
+    tiles: int
+    shards: int
+    sampled: int
+    """Tiles that were coded to know."""
+    bytes: int
+    bpp: float
+    seconds: float
+    memory: int
+    """Bytes, of all processes together: an upper estimate, for shared libraries are counted in each."""
+    warnings: tuple[str, ...]
+
+
+def compress(
+    source: str | Path,
+    archive: str | Path,
+    *,
+    quality: int = 50,
+    model: str = "small",
+    tile: int = 1024,
+    overlap: int = 64,
+    device: str = "cpu",
+    workers: int | None = None,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    expand_palette: bool = False,
+    progress: Progress | None = None,
+    executor: Executor | None = None,
+) -> Result | Estimate:
+    """Compress the scene `source` into `archive`, a folder NAME.ditic or a file NAME.ditic.zip.
+
+    quality: 1..100.  tile, overlap: pixels, see GridConfig.  workers: processes, the cores by default; the bytes do not
+    depend on it.  overwrite: replace a complete archive, or one of other settings.  dry_run: write nothing and give an
+    Estimate.  expand_palette: code the colours of a palette picture.  progress: called with (pixels done, pixels in
+    all).  executor: one to use instead of `workers`.
+    A run that was stopped is taken up by the same call: finished shards are kept, and the bytes are those of a run
+    that was not stopped.
+    Raises ConfigError for settings, SourceError for the input, StorageError when the archive cannot be written,
+    LockedError while another run writes it.
+    """
+    began = time.monotonic()
+    config, target = GridConfig(tile=tile, overlap=overlap), Path(archive)
+    q = q_of_quality(quality)
+    with open_source(source, expand_palette=expand_palette) as scene:
+        grid = Grid(height=scene.height, width=scene.width, config=config)
+        jobs = grid.shard_rows * grid.shard_cols
+        with nullcontext(executor) if executor else executor_for(workers, jobs) as running:
+            folder = target if dry_run else _folder(target, overwrite)
+            ((_, described),) = running.run_unordered(Describe(model, device), [None])
+            manifest = _manifest(scene, grid, described, quality, q, device, folder)
+            task = EncodeShard(
+                source=str(source),
+                expand_palette=expand_palette,
+                archive=str(folder),
+                manifest=manifest,
+                model=model,
+                device=device,
+            )
+            if dry_run:
+                return _estimate(running, task, grid, target)
+            receipts, resumed = _encode(running, task, overwrite, progress)
+        if folder != target:
+            _pack(folder, target, overwrite)
+    return _result(target, receipts, resumed, time.monotonic() - began)
+
+
+def _folder(target: Path, overwrite: bool) -> Path:
+    """Where the archive is built: the target itself, or a folder beside a zip, which is packed at the end."""
+    if target.suffix != ".zip":
+        return target
+    folder = target.with_name(f"{target.name}{PARTIAL}")
+    if target.exists() and not overwrite:
+        if folder.is_dir():
+            shutil.rmtree(folder)  # a run was killed after packing, before it cleared up
+        raise ConfigError(f"{target} is a complete archive; choose another name or overwrite it")
+    return folder
+
+
+def _manifest(
+    scene: Source, grid: Grid, model: ModelRef, quality: int, q: int, device: str, folder: Path
+) -> Manifest:
+    """All settings of the archive.  A survey made for an archive begun earlier on the same file is used again."""
+    digest = scene.digest()
+    earlier = _earlier(folder)
+    if earlier is not None and earlier.source.sha256 == digest and earlier.source.metadata == scene.metadata:
+        surveyed = earlier.radiometry
+    else:
+        surveyed = survey(scene).to_json()
+    return Manifest(
+        image=Image(height=scene.height, width=scene.width, bands=scene.bands, dtype=scene.dtype),
+        radiometry=surveyed,
+        grid=grid.config,
+        shard=grid.shard,
+        model=model,
+        quality=quality,
+        q=q,
+        source=SourceRef(
+            name=scene.name,
+            size=scene.size,
+            sha256=digest,
+            metadata=scene.metadata,
+            warnings=tuple(scene.warnings),
+        ),
+        software=f"ditic-stream {__version__}",
+        numerics={"device": device.partition(":")[0]},
+        attributes=_georeference(scene.metadata, grid),
+    )
+
+
+def _earlier(folder: Path) -> Manifest | None:
+    """The manifest of an archive that was begun at `folder`, if there is one that can be read."""
+    try:
+        with open_archive(folder) as found:
+            return found.manifest
+    except DiticError:
+        return None
+
+
+def _georeference(metadata: Mapping[str, Any], grid: Grid) -> dict[str, Any]:
+    """Where the scene lies, by the GeoZarr conventions, for tools that know nothing of ours."""
+    geo, out = metadata.get("geo") or {}, dict[str, Any]()
+    if geo.get("transform"):
+        out["spatial:dimensions"] = ["y", "x"]
+        out["spatial:transform"] = geo["transform"]
+        out["spatial:shape"] = [grid.height, grid.width]
+    if geo.get("epsg"):
+        out["proj:code"] = f"EPSG:{geo['epsg']}"
+    return out
+
+
+def _pack(folder: Path, target: Path, overwrite: bool) -> None:
+    """Pack the finished folder into the zip, under its lock, and take it away."""
+    lock = folder / LOCK
+    handle = hold(lock)
+    try:
+        pack_zip(folder, target, overwrite=overwrite)
+    finally:
+        release(lock, handle)
+    shutil.rmtree(folder)
+
+
+def _encode(
+    executor: Executor, task: EncodeShard, overwrite: bool, progress: Progress | None
+) -> tuple[list[Receipt], list[TileKey]]:
+    """Code the shards that are not done; receipts of these, and the names of the others."""
+    receipts: list[Receipt] = []
+    assert task.archive is not None
+    earlier = _earlier(Path(task.archive))
+    if task.archive.endswith(PARTIAL) and earlier == task.manifest.finished():
+        return [], list(Layout(task.manifest).grid.shards())  # a run was killed before it had packed the folder
+    with create_archive(task.archive, task.manifest, overwrite=overwrite) as writer:
+        grid = writer.grid
+        todo = list(writer.todo())
+        resumed = sorted(set(grid.shards()) - set(todo))
+        total, done = grid.height * grid.width, sum(area(grid.shard_window(shard)) for shard in resumed)
+
+        def tell(_: object, pixels: int) -> None:
+            nonlocal done
+            done += pixels
+            if progress is not None:
+                progress(min(done, total), total)  # a shard coded twice, after its worker died, counts twice
+
+        tell(None, 0)
+        for _, receipt in executor.run_unordered(task, todo, on_note=tell):
+            receipts.append(receipt)
+        writer.finish()
+    return receipts, resumed
+
+
+def _result(target: Path, receipts: list[Receipt], resumed: list[TileKey], seconds: float) -> Result:
+    with open_archive(target) as archive:
+        grid, image = archive.grid, archive.manifest.image
+        coded, fixed = rate(archive)
+        empty = sum(receipt.empty for receipt in receipts)
+        empty += sum(archive.record(key).kind == EMPTY for shard in resumed for key in grid.tiles_of(shard))
+        samples = sum(receipt.samples for receipt in receipts)
+        return Result(
+            archive=str(target),
+            tiles=grid.rows * grid.cols,
+            empty=empty,
+            bytes=coded,
+            fixed_bytes=fixed,
+            bpp=bits_per_pixel(coded, image.height, image.width),
+            shards=grid.shard_rows * grid.shard_cols,
+            resumed=len(resumed),
+            outside=sum(receipt.outside for receipt in receipts) / samples if samples else 0.0,
+            seconds=round(seconds, 3),
+            warnings=archive.manifest.source.warnings,
+        )
+
+
+def _estimate(executor: Executor, task: EncodeShard, grid: Grid, target: Path) -> Estimate:
+    """Code a few tiles spread over the scene, and write nothing."""
+    keys = list(grid.keys())
+    step = max(len(keys) / SAMPLE_TILES, 1)
+    sample = [keys[int((index + 0.5) * step)] for index in range(min(SAMPLE_TILES, len(keys)))]
+    # The first tile of each worker warms it up: its time says little.
+    receipts = [receipt for _, receipt in executor.run_unordered(replace(task, archive=None), sample)]
+    pixels, size = sum(receipt.pixels for receipt in receipts), sum(receipt.bytes for receipt in receipts)
+    area = grid.height * grid.width
+    total = round(size * area / pixels) + 16 * len(keys)
+    speed = sorted(receipt.pixels / receipt.seconds for receipt in receipts)[len(receipts) // 2]
+    workers = max(receipt.memory for receipt in receipts) * (executor.workers if executor.workers > 1 else 0)
+    return Estimate(
+        archive=str(target),
+        tiles=len(keys),
+        shards=grid.shard_rows * grid.shard_cols,
+        sampled=len(sample),
+        bytes=total,
+        bpp=bits_per_pixel(total, grid.height, grid.width),
+        seconds=round(area / speed / executor.workers, 1),
+        memory=workers + peak_memory(),
+        warnings=task.manifest.source.warnings,
+    )

@@ -1,0 +1,100 @@
+"""Rectangles of pixels and names of tiles: the small frozen values that travel between processes.
+
+Rows grow downwards, columns to the right; order is (row, column) everywhere inside the library.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ditic_stream.errors import WindowError
+
+CELL = 32
+"""Pixels a latent cell covers a side: the factor between the pixel grid and the latent grid."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class Window:
+    """A rectangle of pixels.  `row`, `col`: its upper left corner, 0 or more; `height`, `width`: 1 or more."""
+
+    row: int
+    col: int
+    height: int
+    width: int
+
+    def __post_init__(self) -> None:
+        if self.height < 1 or self.width < 1 or self.row < 0 or self.col < 0:
+            raise WindowError(
+                f"window at row {self.row}, column {self.col} of {self.height} x {self.width} pixels is empty or starts "
+                "before the scene; row and column start at 0, height and width at 1"
+            )
+
+    @property
+    def row_end(self) -> int:
+        return self.row + self.height
+
+    @property
+    def col_end(self) -> int:
+        return self.col + self.width
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return (self.height, self.width)
+
+    def meets(self, other: Window) -> bool:
+        """True when the two share a pixel."""
+        return (
+            self.row < other.row_end and other.row < self.row_end and self.col < other.col_end and other.col < self.col_end
+        )
+
+    def intersect(self, other: Window) -> Window:
+        """The pixels both hold; WindowError when there is none."""
+        row, col = max(self.row, other.row), max(self.col, other.col)
+        return Window(
+            row=row,
+            col=col,
+            height=min(self.row_end, other.row_end) - row,
+            width=min(self.col_end, other.col_end) - col,
+        )
+
+    def grown(self, margin: int, *, height: int, width: int) -> Window:
+        """The window with `margin` pixels more a side, clipped to a scene of `height` x `width`."""
+        row, col = max(self.row - margin, 0), max(self.col - margin, 0)
+        return Window(
+            row=row,
+            col=col,
+            height=min(self.row_end + margin, height) - row,
+            width=min(self.col_end + margin, width) - col,
+        )
+
+    def slices(self, origin: Window) -> tuple[slice, slice]:
+        """Row and column slices of this window inside an array that holds `origin`."""
+        return (
+            slice(self.row - origin.row, self.row_end - origin.row),
+            slice(self.col - origin.col, self.col_end - origin.col),
+        )
+
+    def within(self, height: int, width: int) -> Window:
+        """The window itself; WindowError when it leaves a scene of `height` x `width`."""
+        if self.row_end > height or self.col_end > width:
+            raise WindowError(
+                f"window rows {self.row}..{self.row_end}, columns {self.col}..{self.col_end} leaves the scene of "
+                f"{height} x {width} pixels; choose one inside it"
+            )
+        return self
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class TileKey:
+    """The place of a tile in the grid, counted in tiles from the upper left."""
+
+    row: int
+    col: int
+
+    def __str__(self) -> str:
+        return f"{self.row},{self.col}"
+
+
+def cells(pixels: int) -> int:
+    """Latent cells that cover `pixels` pixels: the ragged rest takes a whole cell."""
+    return -(-pixels // CELL)

@@ -1,0 +1,293 @@
+"""The manifest: all that is to be known of an archive before its first record, as a frozen value and as JSON.
+
+In: settings, or the JSON object `ditic` among the attributes of the archive's Zarr group.  Out: the other of the two.
+Knows the schema (schemas/archive-1.json), the archive id and the digest; knows nothing of tiles, files or models.
+
+No time, host or path enters, so the same scene under the same settings gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from functools import cache
+from typing import Any
+
+from ditic_stream import schemas
+from ditic_stream.config import GridConfig
+from ditic_stream.errors import ChecksumError, ConfigError, FormatError, UnsupportedVersionError
+
+FORMAT = 1
+"""Number of the written format (docs/format.md).  It moves when a byte moves, apart from the package version."""
+KEY = "ditic"
+"""Name of the manifest among the attributes of the Zarr group."""
+MAX_MANIFEST = 2**24
+"""Longest metadata document, bytes (16 MiB); also the longest source metadata after inflating."""
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Image:
+    """The scene as it comes back."""
+
+    height: int
+    width: int
+    """Pixels, 1..2^24 each."""
+    bands: int
+    """Bands without alpha, 1..1024."""
+    dtype: str
+    """One of config.DTYPES."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelRef:
+    """The network that coded the archive.  Another one is refused."""
+
+    name: str
+    config: Json
+    weights: str
+    """SHA-256 of the weights file, hex."""
+    licence: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceRef:
+    """The file the scene came from."""
+
+    name: str
+    """Base name, no path."""
+    size: int
+    """Bytes."""
+    sha256: str
+    metadata: Json = field(default_factory=dict)
+    """What a writer needs to give the file's tags back."""
+    warnings: tuple[str, ...] = ()
+    """What of the source is not kept, a sentence each."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """All fields of the manifest; the archive id and the digest are derived."""
+
+    image: Image
+    radiometry: Json
+    """What `Radiometry.to_json` gives; docs/format.md, "Radiometry"."""
+    grid: GridConfig
+    shard: int
+    """Tiles a side of a shard."""
+    model: ModelRef
+    quality: int
+    """The user's quality, 1..100."""
+    q: int
+    """The integer rate parameter the model sees, 0..112."""
+    source: SourceRef
+    software: str
+    """Name and version of the writer."""
+    numerics: dict[str, str] = field(default_factory=dict)
+    """Where the symbols were made (device kind, backend, ...): part of what a resumed run must share."""
+    complete: bool = False
+    """True once every shard is written."""
+    attributes: Json = field(default_factory=dict)
+    """Further attributes of the Zarr group, for other tools (georeferencing).  The digest covers them."""
+
+    @property
+    def archive_id(self) -> bytes:
+        """First 8 bytes of the SHA-256 of the settings that decide the symbols; repeated in every record."""
+        settings = {
+            "format": FORMAT,
+            "image": _plain(self.image),
+            "radiometry": self.radiometry,
+            "grid": {**_plain(self.grid), "shard": self.shard},
+            "model": _plain(self.model),
+            "q": self.q,
+            "source": self.source.sha256,
+        }
+        return hashlib.sha256(canonical_json(settings)).digest()[:8]
+
+    @property
+    def planes(self) -> int:
+        """Planes of the `mask` array; 0 when the scene has none."""
+        return len(self.radiometry["planes"])
+
+    def to_json(self) -> Json:
+        """The JSON object `ditic`.  Raises ConfigError when a field breaks the schema."""
+        source = _plain(self.source)
+        source["warnings"] = list(self.source.warnings)
+        packed = _deflate(self.source.metadata)
+        if packed is not None:
+            del source["metadata"]
+            source["metadata_deflate"] = packed
+        document: Json = {
+            "format": FORMAT,
+            "complete": self.complete,
+            "archive_id": self.archive_id.hex(),
+            "image": _plain(self.image),
+            "radiometry": self.radiometry,
+            "grid": {**_plain(self.grid), "shard": self.shard},
+            "model": _plain(self.model),
+            "quality": {"quality": self.quality, "q": self.q},
+            "source": source,
+            "software": self.software,
+            "numerics": dict(self.numerics),
+        }
+        document["digest"] = digest(document, self.attributes)
+        problem = _problem(document)
+        if problem is not None:
+            raise ConfigError(f"manifest: {problem}")
+        return document
+
+    @classmethod
+    def from_json(cls, document: object, attributes: Mapping[str, Any] | None = None) -> Manifest:
+        """The manifest in `document`, as `to_json` gave it; `attributes`: the group's others, which the digest covers.
+
+        Raises UnsupportedVersionError for a later format, FormatError when the schema is broken, ChecksumError when
+        the digest or the archive id does not fit.
+        """
+        found = document.get("format") if isinstance(document, dict) else None
+        if isinstance(found, int) and found > FORMAT:
+            raise UnsupportedVersionError(
+                f"archive has format {found}; this release reads up to {FORMAT}: install a later one"
+            )
+        problem = _problem(document)
+        if problem is not None:
+            raise FormatError(f"manifest: {problem}")
+        assert isinstance(document, dict)
+        others = dict(attributes or {})
+        if document["digest"] != digest(document, others):
+            raise ChecksumError("manifest fails its digest: its bytes are damaged or were edited")
+        try:
+            manifest = _build(document, others)
+        except ConfigError as error:
+            raise FormatError(f"manifest: {error.message}") from error
+        named, given = document["archive_id"], manifest.archive_id.hex()
+        if named != given:
+            raise ChecksumError(f"manifest names archive {named}, its settings give {given}")
+        return manifest
+
+    def differences(self, other: Manifest) -> list[str]:
+        """What keeps a run with the settings of `other` from going on with this archive, a phrase each."""
+        found = []
+        for name in (one.name for one in fields(self) if one.name != "complete"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine != theirs:
+                found.append(f"{name} ({_short(mine)} there, {_short(theirs)} here)")
+        return found
+
+    def finished(self) -> Manifest:
+        return replace(self, complete=True)
+
+
+def canonical_json(document: object) -> bytes:
+    """Sorted keys, no spaces, ASCII: the one spelling that is hashed and stored.  ConfigError for what JSON has not."""
+    try:
+        return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigError(f'not JSON: {error}; write NaN and infinities as "nan", "inf", "-inf"') from error
+
+
+def digest(document: Mapping[str, Any], attributes: Mapping[str, Any]) -> str:
+    """SHA-256, hex, of the group's attributes in canonical JSON; the manifest `document` is one, without its digest."""
+    bare = {name: value for name, value in document.items() if name != "digest"}
+    try:
+        return hashlib.sha256(canonical_json({**attributes, KEY: bare})).hexdigest()
+    except ConfigError as error:
+        raise FormatError(f"manifest: {error.message}") from error
+
+
+def parse_json(data: bytes) -> Any:
+    """The JSON value in `data` (at most 16 MiB); FormatError when it is none."""
+    if len(data) > MAX_MANIFEST:
+        raise FormatError(f"metadata of {len(data)} bytes; at most {MAX_MANIFEST} are allowed")
+    try:
+        return json.loads(data.decode("utf-8"), parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"metadata is not JSON: {error}") from error
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is not a JSON number")
+
+
+def _build(document: Json, attributes: Json) -> Manifest:
+    image, grid, source, model = document["image"], document["grid"], document["source"], document["model"]
+    packed = source.get("metadata_deflate")
+    # int(): a schema lets 1024.0 pass for an integer
+    return Manifest(
+        image=Image(
+            height=int(image["height"]), width=int(image["width"]), bands=int(image["bands"]), dtype=image["dtype"]
+        ),
+        radiometry=document["radiometry"],
+        grid=GridConfig(tile=int(grid["tile"]), overlap=int(grid["overlap"])),
+        shard=int(grid["shard"]),
+        model=ModelRef(**model),
+        quality=int(document["quality"]["quality"]),
+        q=int(document["quality"]["q"]),
+        source=SourceRef(
+            name=source["name"],
+            size=int(source["size"]),
+            sha256=source["sha256"],
+            metadata=source["metadata"] if packed is None else _inflate(packed),
+            warnings=tuple(source["warnings"]),
+        ),
+        software=document["software"],
+        numerics=document["numerics"],
+        complete=document["complete"],
+        attributes=attributes,
+    )
+
+
+def _problem(document: object) -> str | None:
+    """What is wrong with a manifest, by the schema and beyond it; None when nothing is."""
+    try:
+        error = next(_validator().iter_errors(document), None)
+    except RecursionError:
+        return "it is nested too deeply"
+    if error is not None:
+        return f"{'/'.join(map(str, error.path)) or 'it'}: {error.message[:200]}"
+    assert isinstance(document, dict)
+    image, radiometry = document["image"], document["radiometry"]
+    if len(radiometry["bands"]) != image["bands"] or radiometry["dtype"] != image["dtype"]:
+        bands, dtype = len(radiometry["bands"]), radiometry["dtype"]
+        return f"radiometry of {bands} bands of {dtype} for an image of {image['bands']} of {image['dtype']}"
+    return None
+
+
+@cache
+def _validator() -> Any:
+    import jsonschema  # 60 ms, and not every import of this module reads a manifest
+
+    return jsonschema.Draft202012Validator(schemas.load(f"archive-{FORMAT}"))
+
+
+def _plain(value: Any) -> Json:
+    return {one.name: getattr(value, one.name) for one in fields(value)}
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _deflate(metadata: Json) -> str | None:
+    """`metadata` as base64 of zlib, where that is shorter: GeoTIFF tags and profiles run to kilobytes of text."""
+    plain = canonical_json(metadata)
+    packed = base64.b64encode(zlib.compress(plain, 9)).decode("ascii")
+    return packed if len(packed) < len(plain) else None
+
+
+def _inflate(packed: str) -> Json:
+    inflater = zlib.decompressobj()
+    try:
+        plain = inflater.decompress(base64.b64decode(packed, validate=True), MAX_MANIFEST)
+    except (ValueError, zlib.error) as error:
+        raise FormatError(f"source metadata does not inflate: {error}") from error
+    if not inflater.eof or inflater.unused_data:
+        raise FormatError(f"source metadata is cut short or longer than {MAX_MANIFEST} bytes")
+    metadata = parse_json(plain)
+    if not isinstance(metadata, dict):
+        raise FormatError("source metadata is not a JSON object")
+    return metadata

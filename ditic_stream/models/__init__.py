@@ -1,0 +1,1 @@
+"""Networks and their weights.  Nothing here knows of files other than weights, of records, or of scenes."""

@@ -1,0 +1,48 @@
+"""Pixels to latent features and back: f32, convolutional, with a lapped linear path under the residual blocks.
+
+In: pixels (B, 3, H, W), H and W multiples of 32, network units (0..1 for ordinary pixels).  Out: features (B, latent, H/32, W/32).
+The linear path alone (what `training.init` sets) is a lapped transform with principal-component merges; the residual
+blocks start as identities.  Nothing runs finer than 1/8: the picture is one 3x3 convolution and a pixel shuffle.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ditic_stream.models.config import ModelConfig
+from ditic_stream.models.layers import Res1, lap, unlap
+
+
+class Encoder(nn.Module):
+    """Pixels -> latent features.  Reaches about 60 px beyond a latent cell; `ENCODE_HALO` covers what matters of it."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, config.c8, 16, stride=8)
+        self.blocks8 = nn.Sequential(*(Res1(config.c8) for _ in range(config.enc8)))
+        self.merge16 = nn.Conv2d(config.c8, config.c16, 2, stride=2)
+        self.blocks16 = nn.Sequential(*(Res1(config.c16) for _ in range(config.enc16)))
+        self.merge32 = nn.Conv2d(config.c16, config.latent, 2, stride=2)
+
+    def forward(self, x_B3HW: Tensor) -> Tensor:
+        x = self.stem(F.pad(x_B3HW - 0.5, (4, 4, 4, 4), mode="reflect"))
+        x = self.merge16(lap(self.blocks8(x)))
+        return self.merge32(lap(self.blocks16(x)))  # type: ignore[no-any-return]
+
+
+class Decoder(nn.Module):
+    """Latent features -> pixels."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.split16 = nn.Conv2d(config.latent, 4 * config.c16, 1)
+        self.blocks16 = nn.Sequential(*(Res1(config.c16) for _ in range(config.dec16)))
+        self.split8 = nn.Conv2d(config.c16, 4 * config.c8, 1)
+        self.blocks8 = nn.Sequential(*(Res1(config.c8) for _ in range(config.dec8)))
+        self.head = nn.Conv2d(config.c8, 192, 3)
+
+    def forward(self, y_BChw: Tensor) -> Tensor:
+        y = self.blocks16(unlap(F.pixel_shuffle(self.split16(y_BChw), 2)))
+        y = self.blocks8(unlap(F.pixel_shuffle(self.split8(y), 2)))
+        return F.pixel_shuffle(self.head(F.pad(y, (1, 1, 1, 1), mode="replicate")), 8) + 0.5

@@ -1,0 +1,68 @@
+"""Sizes of the networks: one frozen value, stored whole in every archive."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from ditic_stream.config import Q_MAX
+from ditic_stream.errors import ConfigError
+
+Q_STEPS = 16
+"""Steps of q between two rate levels."""
+LEVELS = Q_MAX // Q_STEPS + 1
+"""Rate levels whose tables are trained; between them tables are interpolated."""
+SCALES = 64
+"""Scale indexes: the Gaussian widths the entropy coder knows, log-spaced."""
+LOG_SCALE_MIN, LOG_SCALE_MAX = -2.8, 5.5
+"""Natural logarithms of the narrowest and the widest scale, in quantisation steps."""
+LOG_SCALE_STEP = (LOG_SCALE_MAX - LOG_SCALE_MIN) / (SCALES - 1)
+CODED_FROM = 7
+"""Elements whose scale index is lower (standard deviation under 0.153 steps) are not coded: their symbol is 0."""
+ATTENTION_CELLS = 8
+"""Side of an attention window, latent cells; windows are anchored at multiples of it on the scene's latent grid."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """Widths and depths.  Resolutions are those of the paper's f32 latent; names count from the pixel side."""
+
+    c8: int
+    """Channels at 1/8."""
+    c16: int
+    """Channels at 1/16."""
+    latent: int
+    """Latent channels at 1/32."""
+    enc8: int
+    """Residual blocks of the encoder at 1/8."""
+    enc16: int
+    """Residual blocks of the encoder at 1/16."""
+    dec8: int
+    """Residual blocks of the decoder at 1/8."""
+    dec16: int
+    """Residual blocks of the decoder at 1/16."""
+    hyper: int
+    """Channels of the entropy-parameter networks."""
+    hyper_z: int
+    """Channels of the hyper-latent at 1/64."""
+    dim: int
+    """Token width of the diffusion transformer."""
+    depth: int
+    """Blocks of the diffusion transformer; every second one attends."""
+    heads: int
+    """Attention heads."""
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if not isinstance(value, int) or not 0 <= value <= 4096:
+                raise ConfigError(f"{name} {value!r} is not an integer in 0..4096; use a preset of {sorted(PRESETS)}")
+        if self.dim % (4 * self.heads):
+            raise ConfigError(f"dim {self.dim} is not a multiple of 4 x heads ({self.heads}); rotary positions need it")
+
+
+PRESETS: dict[str, ModelConfig] = {}
+PRESETS["small"] = ModelConfig(
+    c8=96, c16=192, latent=512, enc8=1, enc16=2, dec8=2, dec16=2, hyper=128, hyper_z=32, dim=256, depth=4, heads=4
+)
+PRESETS["tiny"] = ModelConfig(
+    c8=48, c16=64, latent=128, enc8=1, enc16=1, dec8=1, dec16=1, hyper=48, hyper_z=16, dim=64, depth=2, heads=2
+)

@@ -1,0 +1,322 @@
+"""Open a scene and read any window of it, without ever holding the whole.
+
+In: a TIFF of any ordinary kind, a PNG or a JPEG.  Out: pixels (bands, rows, columns), alpha and mask apart, and the
+metadata a writer needs to give the file back.  Knows files; knows nothing of networks, tiles or archives.
+
+    open_source --> Source --+--> read        colour and data bands, in the dtype that comes back
+                             +--> read_alpha  levels of the alpha band, if there is one
+                             +--> read_mask   0 or 255, from a mask in the file, if there is one
+
+What cannot come back as it was is refused when the file is opened, in one sentence that says what to do instead.
+`docs/formats.md` lists what goes through.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ditic_stream._tiff_geo import geo_of
+from ditic_stream._tiff_layout import Layout, layout_of, sort_pages
+from ditic_stream._tiff_segments import TiffRaster
+from ditic_stream._tiff_tags import Ifd, LocalFile, Readable, branches_to_json, fields_to_json, read_ifds
+from ditic_stream.errors import SourceError
+from ditic_stream.geometry import Window
+
+Array = npt.NDArray[Any]
+NODATA_FIELD, COLORMAP = 42113, 320
+READ_BYTES = 2**20
+"""Bytes hashed at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class AlphaInfo:
+    """The alpha band of a scene.  `index`: its place among all samples; `associated`: colours are premultiplied."""
+
+    index: int
+    dtype: str
+    associated: bool
+
+
+class Raster(Protocol):
+    """Pixels of one picture: (samples, rows, columns) of any window."""
+
+    def read(self, window: Window) -> Array: ...
+
+    def close(self) -> None: ...
+
+
+class Source:
+    """A scene that is open for reading; a context manager.  Workers open their own by the same uri.
+
+    name: base name of the file.  size: its bytes.  height, width: pixels.  bands: samples of a pixel less alpha.
+    dtype: "uint8", "uint16", "int16" or "float32", the type that comes back.
+    nodata: per band, the value that marks a pixel without data, None where the type cannot hold the stated one.
+    alpha: where the alpha band lies, or None.  has_mask: the file says of each pixel whether it is valid.
+    metadata: JSON-able, what the writer needs.  warnings: what the archive will not keep, one sentence each.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        file: Readable,
+        raster: Raster,
+        height: int,
+        width: int,
+        samples: int,
+        dtype: str,
+        alpha: AlphaInfo | None,
+        nodata: float | int | None,
+        mask: Raster | None,
+        metadata: dict[str, Any],
+        warnings: tuple[str, ...],
+    ) -> None:
+        self.name, self.size, self._file = name, file.size, file
+        self.height, self.width, self.dtype = height, width, dtype
+        self.bands = samples - (alpha is not None)
+        self.alpha, self.has_mask, self.metadata, self.warnings = alpha, mask is not None, metadata, warnings
+        self.nodata: tuple[float | int | None, ...] | None = None if nodata is None else (nodata,) * self.bands
+        self._raster, self._mask = raster, mask
+        self._last: tuple[Window, Array] | None = None
+
+    def read(self, window: Window) -> Array:
+        """The bands (bands, rows, columns) of `window`, in `dtype`.
+
+        Raises WindowError outside the scene; SourceError when a strip or tile the window touches is damaged.
+        """
+        samples = self._samples(window)
+        return samples if self.alpha is None else np.delete(samples, self.alpha.index, axis=0)
+
+    def read_alpha(self, window: Window) -> Array | None:
+        """The alpha band (rows, columns) of `window` in `dtype`, None when there is none."""
+        return None if self.alpha is None else self._samples(window)[self.alpha.index]
+
+    def read_mask(self, window: Window) -> npt.NDArray[np.uint8] | None:
+        """The mask (rows, columns) of `window`, 255 where pixels are valid and 0 elsewhere, None when there is none."""
+        if self._mask is None:
+            return None
+        mask = self._pixels(self._mask, window)[0]
+        return np.where(mask != 0, np.uint8(255), np.uint8(0))
+
+    def digest(self) -> str:
+        """SHA-256 of the file's bytes in hexadecimal; reads the whole file, a megabyte at a time."""
+        digest = hashlib.sha256()
+        for offset in range(0, self.size, READ_BYTES):
+            digest.update(self._file.read_at(offset, READ_BYTES))
+        return digest.hexdigest()
+
+    def close(self) -> None:
+        """Free the file and what was decoded; a second call does nothing."""
+        self._last = None
+        self._raster.close()
+        if self._mask is not None:
+            self._mask.close()
+        self._file.close()
+
+    def __enter__(self) -> Source:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _samples(self, window: Window) -> Array:
+        """All samples of `window`; the last window is kept when there is alpha, which is asked for after the bands."""
+        if self._last is not None and self._last[0] == window:
+            return self._last[1]
+        samples = self._pixels(self._raster, window)
+        if self.alpha is not None:
+            self._last = (window, samples)
+        return samples
+
+    def _pixels(self, raster: Raster, window: Window) -> Array:
+        try:
+            return raster.read(window.within(self.height, self.width))
+        except SourceError as error:
+            raise SourceError(f"{self.name}: {error.message}") from error
+
+
+def open_source(uri: str | Path, *, expand_palette: bool = False) -> Source:
+    """Open a scene by its path.
+
+    expand_palette: turn the indexes of a palette picture into RGB, which is what comes back then.
+    Raises SourceError, one sentence with advice, when the file cannot be read, or could not be given back as it was.
+    """
+    path = _local(uri)
+    file = LocalFile(path)
+    try:
+        head = file.read_at(0, 16)
+        if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+            return _open_tiff(path, file, expand_palette)
+        if head[:8] == b"\x89PNG\r\n\x1a\n" or head[:3] == b"\xff\xd8\xff":
+            from ditic_stream._picture import open_picture
+
+            picture = open_picture(file, expand_palette)
+            return Source(
+                name=path.name, file=file, raster=picture, height=picture.height, width=picture.width,
+                samples=picture.samples, dtype=picture.dtype, nodata=None, mask=None, metadata=picture.metadata,
+                alpha=AlphaInfo(picture.samples - 1, picture.dtype, False) if picture.has_alpha else None,
+                warnings=picture.warnings + _sidecars(path),
+            )  # fmt: skip
+        raise SourceError("the file is neither TIFF, PNG nor JPEG; convert it first, e.g. with gdal_translate")
+    except SourceError as error:
+        file.close()
+        raise SourceError(f"{path.name}: {error.message}") from error
+    except MemoryError as error:
+        file.close()
+        raise SourceError(f"{path.name}: reading it needs more memory than there is") from error
+    except BaseException:
+        file.close()
+        raise
+
+
+def _local(uri: str | Path) -> Path:
+    text = str(uri)
+    if text.startswith("file://"):
+        from urllib.parse import unquote, urlparse
+
+        return Path(unquote(urlparse(text).path))
+    if "://" in text:
+        raise SourceError(f"{text} is not a local path; fetch the file first")
+    return Path(text)
+
+
+def _open_tiff(path: Path, file: Readable, expand_palette: bool) -> Source:
+    pages = sort_pages(read_ifds(file))
+    _no_mask_beside(path)
+    notes = [*pages.notes, *_sidecars(path)]
+    palette = pages.scene.number(262, 1) == 3 and expand_palette
+    layout = layout_of(pages.scene, palette=palette)
+    fields, left = fields_to_json(pages.scene)
+    branches, lost = branches_to_json(pages.scene)
+    notes += left + lost
+    nodata = _nodata(pages.scene, layout.dtype)
+    alpha = None if palette else _alpha(layout)
+    mask: Raster | None = None
+    if pages.mask is not None:
+        mask = TiffRaster(layout_of(pages.mask, mask=True))
+    raster: Raster = TiffRaster(layout, _sparse_fill(nodata))
+    samples, dtype, photometric = layout.samples, layout.dtype, layout.photometric
+    extras = layout.extrasamples
+    if palette:
+        table = _color_table(pages.scene, layout)
+        if nodata is not None and mask is None:
+            mask = _IndexMask(raster, nodata)
+        fields, nodata = [field for field in fields if field["code"] != NODATA_FIELD], None
+        raster, samples, dtype, photometric, extras = _Expanded(raster, table), 3, str(table.dtype), 2, ()
+        notes.append("the palette is expanded: the file comes back in RGB")
+    if layout.bits % 8:
+        notes.append(f"samples of {layout.bits} bits come back in words of 16 bits")
+    if photometric == 6:
+        photometric = 2  # the JPEG decoder turns YCbCr into RGB
+    metadata = {
+        "driver": "tiff",
+        "photometric": photometric,
+        "extrasamples": list(extras),
+        "planar": layout.planar,
+        "alpha": None if alpha is None else alpha.index,
+        "mask": mask is not None,
+        "fields": fields,
+        **branches,
+        "geo": geo_of(fields),
+    }
+    return Source(
+        name=path.name, file=file, raster=raster, height=layout.height, width=layout.width, samples=samples,
+        dtype=dtype, alpha=alpha, nodata=nodata, mask=mask, metadata=metadata, warnings=tuple(notes),
+    )  # fmt: skip
+
+
+def _alpha(layout: Layout) -> AlphaInfo | None:
+    """The first extra sample that is marked as alpha, when there is another band beside it."""
+    first = layout.samples - len(layout.extrasamples)
+    for place, role in enumerate(layout.extrasamples):
+        if role in (1, 2) and layout.samples > 1:
+            return AlphaInfo(first + place, layout.dtype, role == 1)
+    return None
+
+
+def _nodata(ifd: Ifd, dtype: str) -> float | int | None:
+    """The nodata value as `dtype` holds it, None when there is none or `dtype` cannot hold it."""
+    text = ifd.text(NODATA_FIELD, 256).strip().replace(",", ".")
+    if not text:
+        return None
+    kind = np.dtype(dtype)
+    try:
+        value = float(text)
+        if kind.kind == "f":
+            if math.isfinite(value):
+                limits = np.finfo(np.float32)
+                # Writers print -3.4028234663852886e+38 with too few or rounded digits, just beyond the type's range.
+                if abs(value) > float(limits.max) * (1 + 1e-6):
+                    return None
+                value = min(max(value, float(limits.min)), float(limits.max))
+            return float(np.float32(value))
+        limit = np.iinfo(kind)
+        return int(value) if value.is_integer() and limit.min <= value <= limit.max else None
+    except (ValueError, OverflowError):
+        return None
+
+
+def _sparse_fill(nodata: float | int | None) -> float | int:
+    return 0 if nodata is None else nodata
+
+
+def _no_mask_beside(path: Path) -> None:
+    for name in (f"{path.name}.msk", f"{path.stem}.msk"):
+        if path.with_name(name).exists():
+            raise SourceError(
+                f"{name} beside the file holds a mask, which would be lost; run gdal_translate once to join them"
+            )
+
+
+def _sidecars(path: Path) -> tuple[str, ...]:
+    names = (f"{path.name}.aux.xml", f"{path.stem}.tfw", f"{path.stem}.pgw", f"{path.stem}.jgw", f"{path.stem}.wld")
+    found = [name for name in dict.fromkeys(names) if path.with_name(name).exists()]
+    return (f"{', '.join(found)} beside the file is not kept",) if found else ()
+
+
+def _color_table(ifd: Ifd, layout: Layout) -> Array:
+    """The palette as (entries, 3), uint8; a file whose entries stay below 256 means them as 8-bit levels."""
+    entries = 1 << layout.bits
+    table = np.asarray(ifd.ints(COLORMAP, 3 << 16), np.uint32)
+    if layout.samples != 1 or len(table) != 3 * entries:
+        raise SourceError(f"the palette holds {len(table)} values, {3 * entries} belong to {layout.bits}-bit indexes")
+    if table.max(initial=0) > 255:
+        table = (table + 128) // 257
+    return table.reshape(3, entries).T.astype(np.uint8)
+
+
+class _Expanded:
+    """A palette picture seen as RGB."""
+
+    def __init__(self, indexes: Raster, table: Array) -> None:
+        self._indexes, self._table = indexes, table
+
+    def read(self, window: Window) -> Array:
+        colours: Array = self._table[self._indexes.read(window)[0]]
+        return np.ascontiguousarray(colours.transpose(2, 0, 1))
+
+    def close(self) -> None:
+        self._indexes.close()
+
+
+class _IndexMask:
+    """The mask of a palette picture whose nodata value is an index."""
+
+    def __init__(self, indexes: Raster, nodata: float | int) -> None:
+        self._indexes, self._nodata = indexes, nodata
+
+    def read(self, window: Window) -> Array:
+        return np.where(self._indexes.read(window) == self._nodata, np.uint8(0), np.uint8(255))
+
+    def close(self) -> None:
+        pass  # the indexes are closed with the colours

@@ -1,0 +1,56 @@
+"""What training minimises: bits plus distortion, at a continuum of rates.
+
+Distortion is a mean of squared error and of one minus MS-SSIM (Wang, Simoncelli and Bovik 2003), both in 8-bit units:
+squared error keeps colours and edges true, the structural term weighs an error by the contrast around it, so that flat
+water and sky are kept clean.  Both enter with weights that make them equal at middle rates.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ditic_stream.models.config import LEVELS
+
+LAMBDA_LOW, LAMBDA_RANGE = 0.00002, 1000.0
+"""Weight of distortion against bits at level 0, and how many times larger it is at the last level."""
+STRUCTURE = 4000.0
+"""Squared 8-bit error that one unit of 1 - MS-SSIM is worth."""
+SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+C1, C2 = (0.01) ** 2, (0.03) ** 2
+
+
+def rate_weight(level: float) -> float:
+    """lambda of a level 0..7."""
+    return LAMBDA_LOW * LAMBDA_RANGE ** (level / (LEVELS - 1))
+
+
+def squared_error(x_B3HW: Tensor, y_B3HW: Tensor) -> Tensor:
+    """Mean squared error per picture (B,), in squared 8-bit units."""
+    return (x_B3HW - y_B3HW).square().mean((1, 2, 3)) * 65025
+
+
+def structure_loss(x_B3HW: Tensor, y_B3HW: Tensor) -> Tensor:
+    """About 1 - MS-SSIM per picture (B,): 8x8 box windows in place of Gaussians, means in place of products; the finest scale,
+    which weighs 4 %, is left out.  1 - cs of SSIM is exactly error variance over (both variances + C2)."""
+    loss = torch.zeros(x_B3HW.shape[0], device=x_B3HW.device)
+    last = len(SCALE_WEIGHTS) - 1
+    for scale, weight in enumerate(SCALE_WEIGHTS):
+        if scale:
+            x_B3HW, y_B3HW = F.avg_pool2d(x_B3HW, 2), F.avg_pool2d(y_B3HW, 2)
+            stats = F.avg_pool2d(torch.cat([x_B3HW, y_B3HW, x_B3HW**2, y_B3HW**2, (x_B3HW - y_B3HW) ** 2], 1), 8, 4)
+            mean_x, mean_y, square_x, square_y, square_e = stats.chunk(5, 1)
+            variance = (square_x - mean_x**2) + (square_y - mean_y**2)
+            dissimilar = (square_e - (mean_x - mean_y) ** 2) / (variance + C2)
+            loss = loss + weight * dissimilar.mean((1, 2, 3))
+            if scale == last:
+                loss = loss + weight * ((mean_x - mean_y) ** 2 / (mean_x**2 + mean_y**2 + C1)).mean((1, 2, 3))
+    return loss
+
+
+def self_distillation(features_BChw: Tensor, denoised_BChw: Tensor, std_C: Tensor) -> Tensor:
+    """Hinge on the cosine between the encoder's own latent and the denoised one, per position, mean (B,): DiT-IC, alignment 2."""
+    std = std_C[:, None, None]
+    cosine = F.cosine_similarity(features_BChw.detach() / std, denoised_BChw / std, dim=1)
+    return F.relu(0.5 - cosine).mean((1, 2))

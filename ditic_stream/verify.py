@@ -1,0 +1,172 @@
+"""Verify: say whether every byte of an archive is what its writer wrote, and name what is not, to the tile.
+
+In: an archive, folder or zip.  Out: a Report.  Knows what each byte must be; decodes no symbols and needs no torch.
+
+    manifest            digest, schema             zarr.json            equal to what the manifest gives
+    record              CRC-32C, place, archive    index of a shard     CRC-32C, no gap, no overlap
+    mask, preview       CRC-32C, zstd, seal        zip                  equal to what packing the objects gives
+
+`check` is the door for what needs the model: `verify --deep` passes a function that decodes a record's symbols.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ditic_stream._layout import group_document
+from ditic_stream._shard import Problem
+from ditic_stream._store import GROUP
+from ditic_stream._zip import ZipStore, zip_pieces
+from ditic_stream.archive import Archive, open_archive
+from ditic_stream.bitstream import Record
+from ditic_stream.errors import ConfigError, DiticError, FormatError
+from ditic_stream.geometry import TileKey
+
+__all__ = ["Problem", "Report", "verify"]
+
+MAX_PROBLEMS = 1000
+"""Problems after which verifying stops: a hostile grid has more missing tiles than memory has room for."""
+
+Progress = Callable[[int, int], None]
+Check = Callable[[TileKey, Record], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What `verify` found."""
+
+    problems: tuple[Problem, ...]
+    tiles: int
+    """Tiles looked at."""
+    bytes: int
+    """Bytes of all objects."""
+    stopped: bool = False
+    """True when MAX_PROBLEMS were reached and the rest was not looked at."""
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+    @property
+    def damaged(self) -> tuple[TileKey, ...]:
+        """The tiles with a problem, each once, row-major."""
+        return tuple(sorted({problem.key for problem in self.problems if problem.key is not None}))
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "ok": self.ok,
+            "tiles": self.tiles,
+            "bytes": self.bytes,
+            "stopped": self.stopped,
+            "damaged": [str(key) for key in self.damaged],
+            "problems": [
+                {
+                    "kind": problem.kind,
+                    "tile": None if problem.key is None else str(problem.key),
+                    "object": problem.name,
+                    "message": problem.message,
+                }
+                for problem in self.problems
+            ],
+        }
+
+
+def verify(path: str | Path | Archive, progress: Progress | None = None, check: Check | None = None) -> Report:
+    """Check every byte of an archive.  Damage is reported, never raised; SourceError alone says there is no archive.
+
+    progress: called with (bytes done, bytes of all objects) after each shard.  check: called with every sound record of
+    kind CODED; a DiticError it raises becomes a problem of that tile.  Memory: one record or one mask chunk.
+    """
+    if isinstance(path, Archive):
+        return _verify(path, progress, check)
+    try:
+        archive = open_archive(path)
+    except FormatError as error:
+        problem = Problem(kind=error.kind, name=GROUP, message=f"{error.message}; no tile was looked at")
+        return Report(problems=(problem,), tiles=0, bytes=0)
+    with closing(archive):
+        return _verify(archive, progress, check)
+
+
+def _verify(archive: Archive, progress: Progress | None, check: Check | None) -> Report:
+    problems: list[Problem] = []
+    tiles = done = 0
+    found = set(archive.store.names())
+    size = sum(archive.store.size(name) or 0 for name in found)
+    cap = 0
+    for shard in archive.grid.shards():
+        if archive.manifest.complete or not found.isdisjoint(archive.layout.objects(shard)):
+            reader = archive.shard(shard)
+            problems += reader.problems()
+            cap = max(cap, reader.cap())
+            tiles += sum(1 for _ in archive.grid.tiles_of(shard))
+            if check is not None:
+                problems += _checked(archive, shard, check)
+        found.difference_update(archive.layout.objects(shard))
+        if len(problems) >= MAX_PROBLEMS:
+            return Report(problems=tuple(problems[:MAX_PROBLEMS]), tiles=tiles, bytes=size, stopped=True)
+        if progress is not None:
+            done += sum(archive.store.size(name) or 0 for name in archive.layout.objects(shard))
+            progress(done, size)
+    problems += _documents(archive, cap, found, damaged=bool(problems))
+    if isinstance(archive.store, ZipStore) and not problems:
+        problems += _wrapper(archive.store)
+    return Report(problems=tuple(problems), tiles=tiles, bytes=size)
+
+
+def _checked(archive: Archive, shard: TileKey, check: Check) -> Iterator[Problem]:
+    for key in archive.grid.tiles_of(shard):
+        try:
+            record = archive.record(key)
+        except DiticError:
+            continue  # reported already
+        try:
+            if record.kind:
+                check(key, record)
+        except DiticError as error:
+            yield Problem(kind=error.kind, key=key, name=archive.layout.records(shard), message=error.message)
+
+
+def _documents(archive: Archive, cap: int, rest: set[str], *, damaged: bool) -> Iterator[Problem]:
+    """Problems of the zarr.json files, and of objects that belong to no shard."""
+    expected: dict[str, bytes | None] = {GROUP: group_document(archive.attributes)}
+    if not archive.manifest.complete:
+        yield Problem(kind="incomplete", message="the archive is not complete; run the same compression again")
+    else:
+        expected.update(archive.layout.arrays(cap))
+        if damaged:  # the longest record may be among the damaged ones, so its length is not known
+            expected["records/zarr.json"] = None
+    for name, document in expected.items():
+        size = archive.store.size(name)
+        rest.discard(name)
+        if size is None:
+            yield Problem(kind="missing", name=name, message="the metadata of an array is missing")
+        elif document is not None and (size != len(document) or archive.store.get(name, 0, size) != document):
+            yield Problem(kind="metadata", name=name, message="the metadata is not what the manifest gives")
+    for name in sorted(rest):
+        yield Problem(kind="stray", name=name, message="no shard of this archive has an object of that name")
+
+
+def _wrapper(store: ZipStore) -> Iterator[Problem]:
+    """The first byte of the zip file that packing its objects would not give."""
+    at = 0
+    message = None
+    try:
+        for piece in zip_pieces(store):
+            if store.read(at, len(piece)) != piece:
+                message = (
+                    f"the zip itself differs from what packing its objects gives, at bytes {at}..{at + len(piece)}"
+                )
+                break
+            at += len(piece)
+        else:
+            if at != store.length:
+                message = f"{store.length - at} bytes follow the end of the zip"
+    except (FormatError, ConfigError) as error:
+        message = error.message
+    if message:
+        yield Problem(kind="zip", name=store.path.name, message=message)

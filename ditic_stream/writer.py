@@ -1,0 +1,87 @@
+"""Write a scene strip by strip, in bounded memory, so that it comes back as what it was.
+
+In: strips of pixels from top to bottom and the metadata of the source.  Out: a GeoTIFF (BigTIFF where it has to be), a
+PNG or a Zarr group, published whole or not at all.  Knows formats; knows nothing of networks or archives.
+
+    with open_output(path, height=..., width=..., bands=..., dtype=..., metadata=source.metadata) as output:
+        for window, pixels, planes in strips:
+            output.write(window, join_alpha(pixels, planes, radiometry), mask_of(planes, radiometry))
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ditic_stream._output import Output, checked
+from ditic_stream._png_output import PngOutput
+from ditic_stream._tiff_geo import crop_fields, geo_of
+from ditic_stream._tiff_output import TiffOutput
+from ditic_stream._zarr_output import ZarrOutput
+from ditic_stream.config import DTYPES
+from ditic_stream.errors import ConfigError, FormatError
+from ditic_stream.geometry import Window
+
+FORMATS = {
+    ".tif": TiffOutput, ".tiff": TiffOutput, ".btf": TiffOutput, ".tf8": TiffOutput,
+    ".png": PngOutput, ".zarr": ZarrOutput,
+}  # fmt: skip
+"""What is written, by the end of the name."""
+
+
+def open_output(
+    path: str | Path,
+    *,
+    height: int,
+    width: int,
+    bands: int,
+    dtype: str,
+    metadata: dict[str, Any],
+    overwrite: bool = False,
+    lossy: str | None = None,
+) -> Output:
+    """Start a file; strips follow by `write`, and it appears under its name when the context is left in order.
+
+    bands: without alpha; `metadata` says where alpha lies and whether there is a mask.
+    lossy: a line that stays in the file for good, naming model, weights and rate.
+    Raises ConfigError when the file exists and `overwrite` is False, or the format cannot hold the scene; FormatError
+    when the metadata is not what a reader wrote; StorageError when the disk refuses.
+    """
+    path = Path(path)
+    kind = FORMATS.get(path.suffix.lower())
+    if kind is None:
+        raise ConfigError(f"{path.name}: no format is known by that ending; use {', '.join(FORMATS)}")
+    if dtype not in DTYPES or min(height, width, bands) < 1:
+        raise ConfigError(
+            f"{bands} bands of {height} x {width} {dtype} cannot be written; types are {', '.join(DTYPES)}"
+        )
+    if path.is_dir() and kind is not ZarrOutput:
+        raise ConfigError(f"{path} is a folder; name a file")
+    if not path.absolute().parent.is_dir():
+        raise ConfigError(f"the folder {path.absolute().parent} does not exist; make it first")
+    if not isinstance(metadata, dict):
+        raise FormatError("the metadata of the source is not an object; distrust the archive")
+    samples = bands + (checked(metadata, "alpha", (int, type(None)), None) is not None)
+    return kind(
+        path,
+        height=height,
+        width=width,
+        samples=samples,
+        dtype=dtype,
+        metadata=metadata,
+        lossy=lossy,
+        overwrite=overwrite,
+    )
+
+
+def crop_metadata(metadata: dict[str, Any], window: Window) -> dict[str, Any]:
+    """The metadata of the part of a scene that `window` cuts out: coordinates move, what states the old size goes."""
+    fields = checked(metadata, "fields", (list,), [])
+    try:
+        moved = crop_fields(fields, row=window.row, col=window.col)
+        return {**metadata, "fields": moved, "geo": geo_of(moved)}
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise FormatError("the kept TIFF fields are not readable; distrust the archive") from error
+
+
+__all__ = ["FORMATS", "Output", "crop_metadata", "open_output"]

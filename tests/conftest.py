@@ -1,0 +1,75 @@
+"""What tests of several modules share: the folder of real files, small scenes, archives of them, the command."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from pictures import landscape, write_scene
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # one thread, as in a worker; several would fight over two cores
+
+SHARED = Path(os.environ.get("DITIC_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real scenes and pictures beside the checkout (or DITIC_SHARED); never part of the repository."""
+    if not (SHARED / "data").is_dir():
+        pytest.skip(f"no folder of real files at {SHARED}; name one by DITIC_SHARED")
+    return SHARED
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Done]
+
+
+@pytest.fixture(scope="session")
+def ditic() -> Command:
+    """Run `ditic-stream` in a process of its own."""
+
+    def run(*arguments: str | Path, timeout: float = 300, **variables: str) -> Done:
+        command = [sys.executable, "-W", "error::UserWarning", "-m", "ditic_stream", *map(str, arguments)]
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=timeout, env={**os.environ, **variables}, check=False
+        )
+        return Done(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A scene, its archive by the `tiny` model in nine tiles of 256 pixels, and what `decompress` makes of it."""
+
+    scene: Path
+    archive: Path
+    decoded: Path
+
+
+@pytest.fixture(scope="session")
+def sample(tmp_path_factory: pytest.TempPathFactory, ditic: Command) -> Sample:
+    """Made once by the command line.  Tests read it; those that change something copy it first."""
+    folder = tmp_path_factory.mktemp("sample")
+    found = Sample(folder / "scene.tif", folder / "scene.ditic", folder / "scene.decoded.tif")
+    write_scene(found.scene, landscape(600, 700))
+    for arguments in (
+        ("compress", found.scene, "--model", "tiny", "--tile", "256", "--overlap", "32", "--workers", "1"),
+        ("decompress", found.archive, "--workers", "1"),
+    ):
+        done = ditic(*arguments)
+        assert done.code == 0, done.err
+    return found

@@ -1,0 +1,265 @@
+"""Executors: serial and processes do the same; what dies is done again; what fails is named."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fakes import Fill, Square
+
+from ditic_stream import executors
+from ditic_stream.errors import ConfigError, FormatError, StorageError, TaskError
+from ditic_stream.executors import Executor, ProcessExecutor, SerialExecutor, Shared, executor_for, one_thread
+
+
+@pytest.fixture(params=["serial", "processes"])
+def executor(request: pytest.FixtureRequest) -> Iterator[Executor]:
+    with SerialExecutor() if request.param == "serial" else ProcessExecutor(2) as made:
+        yield made
+
+
+def test_every_key_gives_its_result_once_in_any_executor(executor: Executor, tmp_path: Path) -> None:
+    got = dict(executor.run_unordered(Square(tmp_path), range(12), in_flight=4))
+    assert got == {number: number * number for number in range(12)}
+
+
+def test_results_come_in_the_order_of_keys_when_asked_for(executor: Executor, tmp_path: Path) -> None:
+    got = list(executor.run_in_order(Square(tmp_path), range(20), in_flight=5))
+    assert got == [(number, number * number) for number in range(20)]
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_no_more_keys_are_taken_than_in_flight(executor: Executor, tmp_path: Path, ordered: bool) -> None:
+    taken = used = 0
+
+    def keys() -> Iterator[int]:
+        nonlocal taken
+        for number in range(15):
+            assert taken - used < 3
+            taken += 1
+            yield number
+
+    run = executor.run_in_order if ordered else executor.run_unordered
+    for _ in run(Square(tmp_path), keys(), in_flight=3):
+        used += 1
+    assert (taken, used) == (15, 15)
+
+
+def test_no_keys_give_no_results_and_start_nothing(executor: Executor, tmp_path: Path) -> None:
+    assert list(executor.run_unordered(Square(tmp_path), [])) == []
+
+
+def test_task_is_opened_once_a_worker_and_closed_at_the_end(tmp_path: Path) -> None:
+    with ProcessExecutor(2) as executor:
+        assert len(list(executor.run_unordered(Square(tmp_path), range(30), in_flight=4))) == 30
+    opened = {path.name.removeprefix("open-") for path in tmp_path.glob("open-*")}
+    closed = {path.name.removeprefix("closed-") for path in tmp_path.glob("closed-*")}
+    assert 1 <= len(opened) <= 2
+    assert opened == closed
+
+
+def test_one_executor_runs_one_task_after_another(executor: Executor, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        assert len(list(executor.run_unordered(Square(tmp_path / name), range(4)))) == 4
+        assert len(list((tmp_path / name).glob("record-*"))) == 4
+
+
+@pytest.mark.parametrize("how", ["error", "memory"])
+def test_task_that_fails_twice_still_writes_one_record(executor: Executor, tmp_path: Path, how: str) -> None:
+    got = dict(executor.run_unordered(Square(tmp_path, (3,), 2, how), range(6)))
+    assert got[3] == 9
+    assert (tmp_path / "record-3").read_text() == "9\n"
+
+
+def test_task_that_keeps_failing_is_named_with_its_own_words(executor: Executor, tmp_path: Path) -> None:
+    with pytest.raises(TaskError, match=r"tile 3: .*OSError.*a lens cap") as caught:
+        list(executor.run_unordered(Square(tmp_path, (3,), 99), range(6)))
+    assert caught.value.attempt == executors.ATTEMPTS
+    assert caught.value.key == "tile 3"
+
+
+def test_out_of_memory_is_one_sentence_with_a_remedy(executor: Executor, tmp_path: Path) -> None:
+    with pytest.raises(TaskError, match=r"out of memory; use fewer --workers"):
+        list(executor.run_unordered(Square(tmp_path, (0,), 99, "memory"), range(2)))
+
+
+def test_an_error_of_ours_is_an_answer_and_is_not_tried_again(executor: Executor, tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match=r"^tile 5,6: broken$"):
+        list(executor.run_unordered(Square(tmp_path, (2,), 99, "ours"), range(6)))
+    assert len(list(tmp_path.glob("try-2-*"))) == 1
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_a_killed_worker_is_replaced_and_its_keys_are_done(tmp_path: Path, ordered: bool) -> None:
+    with ProcessExecutor(2) as executor:
+        run = executor.run_in_order if ordered else executor.run_unordered
+        got = list(run(Square(tmp_path, (2, 5), 2, "kill"), range(9), in_flight=5))
+    assert sorted(got) == [(number, number * number) for number in range(9)]
+    if ordered:
+        assert got == sorted(got)
+
+
+def test_a_key_that_kills_every_worker_is_named(tmp_path: Path) -> None:
+    with ProcessExecutor(2) as executor, pytest.raises(TaskError, match=r"tile 4: its worker was killed.*3 attempts"):
+        list(executor.run_unordered(Square(tmp_path, (4,), 99, "kill"), range(9), in_flight=4))
+
+
+def test_last_words_of_a_worker_that_leaves_are_passed_on(tmp_path: Path) -> None:
+    with ProcessExecutor(1) as executor, pytest.raises(TaskError, match="exit code 7: the last words"):
+        list(executor.run_unordered(Square(tmp_path, (0,), 99, "exit"), [0]))
+
+
+def test_executor_works_again_after_a_run_was_left_early(executor: Executor, tmp_path: Path) -> None:
+    run = executor.run_unordered(Square(tmp_path), range(50), in_flight=4)
+    next(run)
+    run.close()  # type: ignore[attr-defined]
+    assert dict(executor.run_unordered(Square(tmp_path), range(5))) == {n: n * n for n in range(5)}
+
+
+def test_notes_reach_the_parent_in_the_order_of_the_work(executor: Executor, tmp_path: Path) -> None:
+    notes: list[tuple[object, int]] = []
+    list(executor.run_unordered(Square(tmp_path), range(6), on_note=lambda *note: notes.append(note)))
+    assert sorted(notes) == [(f"tile {number}", 0) for number in range(6)]
+
+
+def test_what_the_callers_own_callback_raises_comes_back_as_it_is(executor: Executor, tmp_path: Path) -> None:
+    calls = []
+
+    def callback(what: object, units: int) -> None:
+        calls.append(what)
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        list(executor.run_unordered(Square(tmp_path), range(6), on_note=callback))
+    assert len(calls) == 1
+
+
+def test_fewer_than_one_worker_is_refused_and_one_stays_in_this_process() -> None:
+    with pytest.raises(ConfigError, match="0 workers"):
+        ProcessExecutor(0)
+    for workers, jobs, kind in ((1, 9, SerialExecutor), (4, 1, SerialExecutor), (2, 9, ProcessExecutor)):
+        with executor_for(workers, jobs) as made:
+            assert isinstance(made, kind)
+            assert made.workers <= jobs
+    with pytest.raises(ConfigError, match="0 workers"), executor_for(0, 9):
+        pass
+    assert executors.cores() >= 1
+
+
+def test_shared_bytes_written_by_workers_are_read_by_the_parent(executor: Executor, tmp_path: Path) -> None:
+    for store in [executor.shared(), executor.shared(folder=tmp_path)]:
+        store.resize(4096 * 8)
+        for number, threads in executor.run_unordered(Fill(store), range(8)):
+            assert (store.floats(number * 4096, (2, 3)) == number).all()
+            back = np.empty(number, np.int16)
+            store.read_into(number * 4096 + 1024, back)
+            assert (back == np.arange(number)).all()
+            assert threads == "1" or isinstance(executor, SerialExecutor)
+    assert list(tmp_path.iterdir()) == []  # scratch files have no name
+
+
+def test_shared_bytes_asked_for_later_reach_new_workers(tmp_path: Path) -> None:
+    with ProcessExecutor(1) as executor:
+        list(executor.run_unordered(Square(tmp_path), [1]))
+        store = executor.shared()
+        store.resize(4096)
+        list(executor.run_unordered(Fill(store), [0]))
+        assert (store.floats(0, (2, 3)) == 0).all()
+
+
+def test_scratch_without_room_or_folder_is_a_storage_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(StorageError, match="no scratch file can be made"):
+        Shared(folder=tmp_path / "nowhere")
+    with SerialExecutor() as executor:
+        store = executor.shared(folder=tmp_path)
+
+        def full(*_: object) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(os, "pwrite", full)
+        with pytest.raises(StorageError, match=r"No space left.*make room"):
+            store.write(0, np.zeros(4, np.uint8))
+
+
+def test_one_thread_gives_the_callers_setting_back() -> None:
+    torch = pytest.importorskip("torch")
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with one_thread():
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+SLEEPER = """
+import sys, time, os
+sys.path[:0] = {paths!r}
+from fakes import Sleep
+from ditic_stream.executors import ProcessExecutor
+with ProcessExecutor(2) as executor:
+    for _ in executor.run_unordered(Sleep(), range(4), on_note=lambda what, pid: print(pid, flush=True)):
+        pass
+"""
+
+
+@pytest.fixture
+def sleepers() -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
+    """A parent started from stdin-like code without a main guard, and the pids of its two sleeping workers."""
+    paths = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+    parent = subprocess.Popen(
+        [sys.executable, "-c", SLEEPER.format(paths=paths)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert parent.stdout is not None
+    pids = [int(parent.stdout.readline()) for _ in range(2)]
+    yield parent, pids
+    parent.kill()
+    parent.communicate()
+
+
+def _gone(pids: list[int], seconds: float) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        alive = []
+        for pid in pids:
+            with contextlib.suppress(OSError):
+                state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+                alive += [pid] if state != "Z" else []
+        if not alive:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_workers_leave_by_themselves_when_the_parent_is_killed(
+    sleepers: tuple[subprocess.Popen[str], list[int]],
+) -> None:
+    parent, pids = sleepers
+    parent.kill()
+    assert _gone(pids, 5)
+
+
+def test_interrupting_the_process_group_ends_all_and_only_the_parent_speaks(
+    sleepers: tuple[subprocess.Popen[str], list[int]],
+) -> None:
+    parent, pids = sleepers
+    os.killpg(parent.pid, signal.SIGINT)
+    _, said = parent.communicate(timeout=20)
+    assert _gone(pids, 5)
+    assert said.count("Traceback") == 1  # Python's own, for the uncaught KeyboardInterrupt of the parent
+    assert "KeyboardInterrupt" in said
