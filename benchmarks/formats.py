@@ -48,7 +48,7 @@ def outcome(path: Path) -> str:
 
 def described(source: Source) -> str:
     """Size, bands, type, and what lies beside the pixels."""
-    parts = [f"{source.height} × {source.width}, {source.bands} band{'s' * (source.bands > 1)} {source.dtype}"]
+    parts = [f"{source.height} x {source.width}, {source.bands} band{'s' * (source.bands > 1)} {source.dtype}"]
     if source.nodata is not None:
         parts.append(f"nodata {source.nodata[0]:.9g}")
     if source.alpha is not None:

@@ -2,11 +2,12 @@
 
     python -m benchmarks.rate_quality FOLDER [--model small] [--out runs/rate_quality]
 
-FOLDER holds 8-bit colour pictures (PNG).  Names that start with `sat_` or `aerial_` count as earth observation, others as photos.
-Each picture is one tile, as if many lay in one archive: our bytes are the record with its header and its 16 bytes of
-shard index; the classical codecs' are the whole file.  PSNR and MS-SSIM follow docs/numbers.md.  Every codec is run at many
-settings once, curves are interpolated in log rate per picture, and pictures count where JPEG 2000 and ours both reach the rate.
-Prints tables; writes points.json, read again on the next run for the classical codecs (delete it to measure anew).
+FOLDER holds 8-bit colour pictures (PNG).  Names that start with `sat_` or `aerial_` count as earth observation, others
+as photos. Each picture is one tile, as if many lay in one archive: our bytes are the record with its header and its 16
+bytes of shard index; the classical codecs' are the whole file.  PSNR and MS-SSIM follow docs/numbers.md.  Every codec
+is run at many settings once, curves are interpolated in log rate per picture, and pictures count where JPEG 2000 and
+ours both reach the rate. Prints tables; writes points.json, read again on the next run for the classical codecs (delete
+it to measure anew).
 """
 
 from __future__ import annotations
@@ -143,7 +144,10 @@ def report(known: dict[str, dict[str, list[Point]]], names: list[str]) -> None:
     ):
         if not chosen:
             continue
-        print(f"\n{title}: {len(chosen)} pictures.  PSNR dB / MS-SSIM, means over n pictures (fewer where a codec does not reach)")
+        print(
+            f"\n{title}: {len(chosen)} pictures.  PSNR dB / MS-SSIM, means over n pictures "
+            "(fewer in brackets where a codec does not reach the rate)"
+        )
         print("| bpp | n | " + " | ".join(SETTINGS) + " |\n|---|---|" + "---|" * len(SETTINGS))
         for rate in RATES:
             both = [n for n in chosen if at_rate(known["jpeg2000"][n], rate) and at_rate(known["ours"][n], rate)]
@@ -156,8 +160,14 @@ def report(known: dict[str, dict[str, list[Point]]], names: list[str]) -> None:
         for metric, label in ((1, "PSNR"), (2, "MS-SSIM")):
             line = []
             for codec in SETTINGS:
-                ratios = [r for n in chosen if (r := rate_ratio(known[codec][n], known["jpeg2000"][n], metric)) is not None]
-                line.append(f"{codec} {100 * (math.exp(np.mean(ratios)) - 1):+.1f} % ({len(ratios)})" if ratios else f"{codec} -")
+                ratios = [
+                    r for n in chosen if (r := rate_ratio(known[codec][n], known["jpeg2000"][n], metric)) is not None
+                ]
+                line.append(
+                    f"{codec} {100 * (math.exp(np.mean(ratios)) - 1):+.1f} % ({len(ratios)})"
+                    if ratios
+                    else f"{codec} -"
+                )
             print(f"rate at equal {label} against JPEG 2000: " + ", ".join(line))
 
 

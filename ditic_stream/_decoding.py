@@ -18,16 +18,23 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ditic_stream._rendering import DAMAGE, Job, Rendering, RenderWindow, groups_of, schedule, spool_depth
+from ditic_stream._rendering import DAMAGE, Job, Rendering, RenderWindow, schedule, spool_depth
+from ditic_stream._shared import Scratch
 from ditic_stream.archive import Archive
 from ditic_stream.blend import Blender
 from ditic_stream.errors import ConfigError, MissingTileError, naming
 from ditic_stream.executors import Executor, executor_for
 from ditic_stream.geometry import TileKey, Window
 from ditic_stream.radiometry import Radiometry, from_network, join_alpha, mask_of
+from ditic_stream.tiling import Grid
 
-STRIP_ROWS = 256
-"""Rows of a finished strip."""
+STRIP_ROWS = (256, 128, 64, 32)
+"""Rows of a finished strip: the most that stay within STRIP_BYTES, or 16."""
+STRIP_BYTES = 2**26
+MEMORY_BYTES = 2**28
+"""Unfinished rows held in memory; those of wider scenes lie on disk until they are finished."""
+BELOW_BYTES = 2**27
+"""The same for the zones that blend with the next row of windows."""
 WINDOWS_AHEAD = 3
 """Jobs a worker may be ahead of the blending; a rendered window is 16 MB at 1024 pixels."""
 FLOAT = 4
@@ -84,13 +91,17 @@ def decode(
     grid, fill = archive.grid, on_error == "fill"
     rows, cols = grid.touching(window)
     radiometry = Radiometry.from_json(archive.manifest.radiometry)
-    blender = Blender(grid, rows, cols, 3 * radiometry.groups)
-    buffer = _Strips(window, radiometry)
+    bands = len(radiometry.bands)
+    below = Scratch(Blender.below_shape(grid, rows, cols, bands), np.float32, limit=BELOW_BYTES, folder=scratch)
+    blender = Blender(grid, rows, cols, bands, below=below.array)
+    buffer = _Strips(window, radiometry, grid, scratch)
     total, ready = window.height * window.width, 0
-    with nullcontext(executor) if executor else executor_for(workers, len(rows) * len(cols)) as running:
+    jobs = len(rows) * len(cols)
+    with nullcontext(executor) if executor else executor_for(workers, jobs, total) as running:
         rendered = _rendered(archive, rows, cols, running, device, scratch, damage, fill)
         for key, pixels in rendered:
             done = blender.add(key, pixels)
+            below.release()
             if done is None or not done[0].meets(window):
                 continue
             part = done[0].intersect(window)
@@ -114,7 +125,7 @@ def _rendered(
 ) -> Iterator[tuple[TileKey, NDArray[np.float32]]]:
     """The rendered windows in row-major order; each array is the caller's until the next one is asked for."""
     grid, in_flight = archive.grid, WINDOWS_AHEAD * executor.workers
-    channels = 3 * groups_of(archive.manifest)
+    channels = archive.manifest.image.bands
     side = grid.config.tile + 2 * grid.config.overlap
     slot_bytes = channels * min(side, grid.height) * min(side, grid.width) * FLOAT
     slots, spool = executor.shared(), executor.shared(folder=scratch)
@@ -155,12 +166,12 @@ def _rendered(
 def finish(
     archive: Archive, radiometry: Radiometry, window: Window, units: NDArray[np.float32], damage: Damage | None
 ) -> tuple[Pixels, Uint8 | None]:
-    """Blended network units (channels, rows, columns) as samples (bands and alpha, rows, columns) and mask.
+    """Blended network units (bands, rows, columns) as samples (bands and alpha, rows, columns) and mask.
 
     damage: collects tiles whose mask is damaged, which then counts as all valid; None raises instead.
     """
     planes = _planes(archive, window, damage)
-    pixels = from_network(units.reshape(-1, 3, *window.shape), planes, radiometry)
+    pixels = from_network(units[None], planes, radiometry)
     return join_alpha(pixels, planes, radiometry), mask_of(planes, radiometry)
 
 
@@ -196,21 +207,26 @@ def _all_valid(archive: Archive) -> Uint8:
 class _Strips:
     """Collects finished pieces into strips of full width, and lets each go when its last piece came."""
 
-    def __init__(self, window: Window, radiometry: Radiometry) -> None:
-        self._window = window
+    def __init__(self, window: Window, radiometry: Radiometry, grid: Grid, scratch: Path | None) -> None:
+        self._window, self._scratch = window, scratch
         self._samples, self._dtype = radiometry.samples, np.dtype(radiometry.dtype)
-        self._strips: dict[int, tuple[Pixels, Uint8 | None]] = {}
+        row_bytes = self._samples * self._dtype.itemsize * window.width
+        self.rows = next((rows for rows in STRIP_ROWS if rows * row_bytes <= STRIP_BYTES), 16)
+        unfinished = (grid.config.tile + grid.config.overlap + self.rows) * row_bytes
+        self._limit = 0 if unfinished > MEMORY_BYTES else MEMORY_BYTES
+        self._strips: dict[int, tuple[Scratch, Uint8 | None]] = {}
         self._next = 0
 
     def put(self, window: Window, samples: Pixels, mask: Uint8 | None) -> None:
         col = slice(window.col - self._window.col, window.col_end - self._window.col)
         row, end = window.row - self._window.row, window.row_end - self._window.row
         while row < end:
-            index, first = divmod(row, STRIP_ROWS)
-            count = min(STRIP_ROWS - first, end - row)
+            index, first = divmod(row, self.rows)
+            count = min(self.rows - first, end - row)
             taken = row - (window.row - self._window.row)
             strip, strip_mask = self._strip(index, mask is not None)
-            strip[:, first : first + count, col] = samples[:, taken : taken + count]
+            strip.array[:, first : first + count, col] = samples[:, taken : taken + count]
+            strip.release()
             if mask is not None and strip_mask is not None:
                 strip_mask[first : first + count, col] = mask[taken : taken + count]
             row += count
@@ -220,19 +236,20 @@ class _Strips:
         if last.col_end < self._window.col_end:
             return
         while self._next in self._strips:
-            begin = self._next * STRIP_ROWS + self._window.row
-            end = min(begin + STRIP_ROWS, self._window.row_end)
+            begin = self._next * self.rows + self._window.row
+            end = min(begin + self.rows, self._window.row_end)
             if end > last.row_end:
                 return
-            samples, mask = self._strips.pop(self._next)
+            strip, mask = self._strips.pop(self._next)
             self._next += 1
             window = Window(row=begin, col=self._window.col, height=end - begin, width=self._window.width)
-            yield Strip(window, samples, mask)
+            yield Strip(window, strip.array, mask)
 
-    def _strip(self, index: int, masked: bool) -> tuple[Pixels, Uint8 | None]:
+    def _strip(self, index: int, masked: bool) -> tuple[Scratch, Uint8 | None]:
         if index not in self._strips:
-            height = min(STRIP_ROWS, self._window.height - index * STRIP_ROWS)
-            samples = np.empty((self._samples, height, self._window.width), self._dtype)
+            height = min(self.rows, self._window.height - index * self.rows)
+            shape = (self._samples, height, self._window.width)
+            samples = Scratch(shape, self._dtype, limit=self._limit, folder=self._scratch)
             mask = np.empty((height, self._window.width), np.uint8) if masked else None
             self._strips[index] = (samples, mask)
         return self._strips[index]

@@ -190,17 +190,18 @@ def block_means(units: NDArray[np.float32], planes: Uint8, radiometry: Radiometr
     """The preview of a tile: means over blocks of 64 x 64 pixels that are in sight, uint8 (3 or 1, rows, columns).
 
     units: float32 (groups, 3, rows, columns), 0..1 is black to white.  The first three bands, or the first one.
-    Blocks without a pixel in sight are 0.
+    Blocks without a pixel in sight are 0.  Sums are of integers (1/256 of a level), so that every machine gives the
+    same bytes.
     """
     bands = 3 if len(radiometry.bands) >= 3 else 1
-    out = []
-    for band in range(bands):
-        seen = _in_sight(planes, radiometry, band)
-        counts = _block_sums(seen.astype(np.float64))
-        sums = _block_sums(np.where(seen, units[0, band], 0).astype(np.float64))
-        means = np.divide(sums, counts, out=np.zeros_like(sums), where=counts > 0)
-        out.append(np.rint(np.clip(means, 0, 1) * 255).astype(np.uint8))
-    return np.stack(out)
+    levels = np.rint(np.clip(units[0, :bands], 0, 1) * np.float32(255 * 256)).astype(np.int32)
+    seen = np.ones(levels.shape, np.int32)
+    if radiometry.planes:
+        for band in range(bands):
+            seen[band] = _in_sight(planes, radiometry, band)
+        levels *= seen
+    sums, counts = _block_sums(levels), _block_sums(seen)
+    return ((sums + 128 * counts) // np.maximum(256 * counts, 1)).astype(np.uint8)
 
 
 def _in_sight(planes: Uint8, radiometry: Radiometry, band: int) -> NDArray[np.bool_]:
@@ -217,11 +218,15 @@ def _in_sight(planes: Uint8, radiometry: Radiometry, band: int) -> NDArray[np.bo
     return seen & alpha if radiometry.alpha is not None else seen
 
 
-def _block_sums(plane: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Sums over blocks of 64 x 64; the last ones hold what is left."""
+def _block_sums(planes: NDArray[np.int32]) -> NDArray[np.int64]:
+    """Sums over blocks of 64 x 64 of (planes, rows, columns); the last ones hold what is left."""
     side = PREVIEW_SCALE
-    rows = np.add.reduceat(plane, np.arange(0, plane.shape[0], side), axis=0)
-    return np.asarray(np.add.reduceat(rows, np.arange(0, plane.shape[1], side), axis=1))
+    count, height, width = planes.shape
+    pad = ((0, 0), (0, -height % side), (0, -width % side))
+    whole = np.pad(planes, pad) if height % side or width % side else planes
+    blocks = whole.reshape(count, whole.shape[1] // side, side, whole.shape[2] // side, side)
+    # Along the rows first, where 64 levels of 16 bits still fit 32 bits.
+    return np.asarray(blocks.sum(axis=4, dtype=np.int32).sum(axis=2, dtype=np.int64))
 
 
 def area(window: Window) -> int:

@@ -203,10 +203,13 @@ def decode_tile(archive: Archive, codec: TileCodec, key: TileKey, *, fill: bool)
 
 
 def render_window(archive: Archive, codec: TileCodec, key: TileKey, fetch: Fetch) -> Pixels:
-    """The pixels of a tile's decode window, float32 (3 x groups, rows, columns), network units."""
+    """The pixels of a tile's decode window, float32 (bands, rows, columns), network units.
+
+    The last group's repeated bands are left out.
+    """
     grid = archive.grid
     cells, window, canvas = assemble(grid, key, fetch), grid.decode_window(key), grid.latent_window(key)
     with naming(key):
         pixels = codec.render(cells.values, cells.scales, archive.manifest.q, (canvas.row, canvas.col))
-    cut: Pixels = pixels[:, :, : window.height, : window.width].reshape(-1, *window.shape)
-    return cut
+    bands = pixels.reshape(-1, *pixels.shape[2:])[: archive.manifest.image.bands]
+    return bands[:, : window.height, : window.width]

@@ -6,8 +6,8 @@ Knows the zip format (PKWARE APPNOTE 6.3), zip64 for what is large; knows nothin
 Written here and not by `zipfile`, since each byte must be the same under every Python and `verify` must be able to say
 of each whether it is; and since `zipfile` takes a kilobyte of memory for each entry a hostile file claims to have.
 
-    per entry   local header (30), name, bytes        metadata first, then sorted, dates 1980-01-01, method 0, no extras, no comments
-    then        central directory (46 and the name each; 8 or 12 of zip64 where an offset needs it), end (22; zip64: 98)
+    per entry   local header (30), name, bytes    metadata first, then sorted; dates 1980-01-01, method 0, no extras
+    then        central directory (46 and the name each; zip64: 12 where an offset needs it), end (22; zip64: 98)
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def zip_pieces(store: Store) -> Iterator[bytes]:
 
 
 def _place(name: str) -> tuple[bool, int, str]:
-    """Metadata first, the root's before all, so that a file cut short still says what it is (OME-NGFF RFC 9 asks so)."""
+    """Metadata first, the root's before all, so that a file cut short still says what it is (OME-NGFF RFC 9)."""
     return not name.endswith(GROUP), name.count("/"), name
 
 

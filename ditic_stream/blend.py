@@ -18,7 +18,6 @@ for a neighbour are kept: one to the right, and one row of them below.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,7 +28,6 @@ from ditic_stream.geometry import TileKey, Window
 from ditic_stream.tiling import Grid
 
 Pixels = NDArray[np.float32]
-Allocate = Callable[[tuple[int, ...]], Pixels]
 
 
 def ramp(overlap: int) -> Pixels:
@@ -65,12 +63,12 @@ class Blender:
     """Blends the windows of one rectangle of tiles, given one by one in row-major order.
 
     rows, cols: tile rows and columns that will be given; what is finished is every pixel whose windows are all among
-    them.  channels: planes of the pixels.  allocate: makes the float32 store for the zones below one row of windows,
-    (channels, 2 x overlap, columns); the caller may put it on disk for scenes that are very wide.
+    them.  channels: planes of the pixels.  below: the store for the zones below one row of windows, float32 of
+    `below_shape`; the caller may put it on disk for scenes that are very wide.
     """
 
     def __init__(
-        self, grid: Grid, rows: range, cols: range, channels: int, *, allocate: Allocate | None = None
+        self, grid: Grid, rows: range, cols: range, channels: int, *, below: Pixels | None = None
     ) -> None:
         if not rows or not cols or rows[-1] >= grid.rows or cols[-1] >= grid.cols or rows[0] < 0 or cols[0] < 0:
             raise ConfigError(f"tiles {rows} x {cols} are empty or outside the grid of {grid.rows} x {grid.cols}")
@@ -80,10 +78,16 @@ class Blender:
         self._order = iter([TileKey(row, col) for row in rows for col in cols])
         self._right: Pixels | None = None
         self._left_col = self._span(cols[0], cols, grid.width).first
-        make = allocate or (lambda shape: np.empty(shape, np.float32))
-        width = self._span(cols[-1], cols, grid.width).last - self._left_col
-        keeps_below = self._overlap and len(rows) > 1 and width > 0
-        self._below: Pixels | None = make((channels, 2 * self._overlap, width)) if keeps_below else None
+        shape = self.below_shape(grid, rows, cols, channels)
+        self._below = np.empty(shape, np.float32) if below is None else below
+        if self._below.shape != shape:
+            raise ConfigError(f"a store of {self._below.shape} for zones of {shape}")
+
+    @staticmethod
+    def below_shape(grid: Grid, rows: range, cols: range, channels: int) -> tuple[int, int, int]:
+        """Shape of the store below a row of windows: (channels, rows, columns)."""
+        width = min((cols[-1] + 1) * grid.config.tile, grid.width) - cols[0] * grid.config.tile
+        return channels, 2 * grid.config.overlap if len(rows) > 1 else 0, width + grid.config.overlap
 
     def _span(self, index: int, among: range, length: int) -> Span:
         """The span of tile row or column `index` when those of `among` are blended, on an axis of `length` pixels."""
@@ -120,9 +124,8 @@ class Blender:
         across = slice(col.first - col.begin, col.last - col.begin)
         waiting = slice(col.first - self._left_col, col.last - self._left_col)
         if row.fade:
-            assert self._below is not None
             _fade(self._below[:, : row.fade, waiting], pixels[:, : row.fade, across], self._ramp[: row.fade, None])
-        if row.last < row.end and self._below is not None:
+        if row.last < row.end and key.row < self._rows[-1]:
             self._below[:, : row.end - row.last, waiting] = pixels[:, row.last - row.begin :, across]
         if row.first >= row.last:
             return None

@@ -1,4 +1,5 @@
-"""Encode a window of pixels into a record's payload, and render a window of latents: config, weights and device in one face.
+"""Encode a window of pixels into a record's payload, and render a window of latents: config, weights and device in one
+face.
 
     pixels --Encoder--> features --gain, hyperprior--> symbols --rANS--> words           encode
     words --rANS--> symbols --fixed-point hyperprior--> values, scales                   decode_symbols
@@ -46,7 +47,8 @@ class ModelInfo:
 
 
 def load_codec(name: str, *, device: str = "cpu", weights: Path | None = None) -> TileCodec:
-    """The codec of a published model or set ("small", "small-1"), or of a weights file; ConfigError for an unknown name."""
+    """The codec of a published model or set ("small", "small-1"), or of a weights file; ConfigError for an unknown
+    name."""
     return TileCodec(load_weights(str(weights) if weights is not None else name), device)
 
 
@@ -58,7 +60,9 @@ class TileCodec:
             self.device = torch.device(device)
             torch.zeros(1, device=self.device)
         except (RuntimeError, AssertionError) as error:
-            raise ConfigError(f"device {device!r} is not usable here ({str(error).splitlines()[0]}); use cpu") from error
+            raise ConfigError(
+                f"device {device!r} is not usable here ({str(error).splitlines()[0]}); use cpu"
+            ) from error
         self.info = ModelInfo(weights.name, asdict(weights.config), weights.sha256, weights.licence, ENCODE_HALO)
         self.entropy = EntropyModel(weights.config, weights.tensors, self.device)
         network = Network(weights.config)
@@ -66,8 +70,10 @@ class TileCodec:
             {k: v for k, v in weights.tensors.items() if not k.startswith("entropy.")}, strict=False
         )
         if unexpected or any(not m.startswith(("codec.synthesis", "codec.log_scale")) for m in missing):
-            raise WeightsError(f"{weights.name} does not fit its own config: missing {missing[:3]}, unexpected {unexpected[:3]}")
-        self.network = network.requires_grad_(False).eval().to(self.device, memory_format=torch.channels_last)
+            raise WeightsError(
+                f"{weights.name} does not fit its own config: missing {missing[:3]}, unexpected {unexpected[:3]}"
+            )
+        self.network = network.requires_grad_(False).eval().to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         index = torch.arange(SCALES, dtype=torch.float64)
         self._spread = spread((LOG_SCALE_MIN + LOG_SCALE_STEP * index).exp()).float().to(self.device)
 
@@ -79,7 +85,8 @@ class TileCodec:
         """Code the core of a window.
 
         pixels: float32 (groups, 3, rows, columns) in network units, 0..1 for black to white; any size, padded here by
-        reflection to whole cells.  core: its rows and columns inside the window, starting on multiples of 32.  q: 0..112.
+        reflection to whole cells.  core: its rows and columns inside the window, starting on multiples of 32.  q:
+        0..112.
         """
         if not 0 <= q <= Q_MAX:
             raise ConfigError(f"q {q} is outside 0..{Q_MAX}; it is a sixteenth of a rate level")
@@ -98,7 +105,8 @@ class TileCodec:
         return self.entropy.push(torch.cat(hyper).contiguous().numpy(), torch.cat(steps).numpy(), q)
 
     def decode_symbols(self, record: Record, groups: int, height: int, width: int, q: int) -> TileLatent:
-        """The latents of a record: values and scales (groups, channels, height, width) in cells.  Raises DesyncError."""
+        """The latents of a record: values and scales (groups, channels, height, width) in cells.  Raises
+        DesyncError."""
         coded = Coded(record.lanes_log2, record.words, record.escapes, record.coded, record.symbols_crc)
         return self.entropy.pull(coded, groups, height, width, q)
 

@@ -10,7 +10,8 @@ DTYPES = ("uint8", "uint16", "int16", "float32")
 """Sample types an archive can hold."""
 
 QUALITY_MIN, QUALITY_MAX, Q_MAX = 1, 100, 112
-"""`--quality` runs 1..100; the models see the integer q = 0..112, a sixteenth of a rate level (7 levels, 16 steps each)."""
+"""`--quality` runs 1..100; the models see the integer q = 0..112, a sixteenth of a rate level (7 levels, 16 steps
+each)."""
 
 
 def q_of_quality(quality: int) -> int:
@@ -25,14 +26,18 @@ class GridConfig:
     """How a scene is cut."""
 
     tile: int = 1024
-    """Side of a tile's core, pixels; a multiple of 256.  Larger: fewer records and less overlap to compute, more memory."""
+    """Side of a tile's core, pixels; a multiple of 256.  Larger: fewer records and less overlap to compute, more
+    memory."""
     overlap: int = 64
-    """Pixels a decode window reaches beyond its core a side; a multiple of 32, at most half a tile.  Costs time, no bits."""
+    """Pixels a decode window reaches beyond its core a side; a multiple of 32, at most half a tile.  Costs time, no
+    bits."""
 
     def __post_init__(self) -> None:
         if self.tile % 256 or not 256 <= self.tile <= 4096:
-            raise ConfigError(f"tile {self.tile} px is not a multiple of 256 in 256..4096; choose one, 1024 is the default")
+            raise ConfigError(
+                f"tile {self.tile} px is not a multiple of 256 in 256..4096; choose one, 1024 is the default"
+            )
         if self.overlap % 32 or not 0 <= self.overlap <= self.tile // 2:
             raise ConfigError(
-                f"overlap {self.overlap} px is not a multiple of 32 in 0..{self.tile // 2} (half a tile); 64 is the default"
+                f"overlap {self.overlap} px is not a multiple of 32 in 0..{self.tile // 2}, half a tile; 64 is usual"
             )

@@ -1,12 +1,13 @@
 """Latents to symbols and back, in integers: the part on which every machine must agree.
 
-In: quantised latents on the encoder's side, rANS words on the decoder's.  Out: words; or per element an int16 value (the
-latent in sixteenths of a step) and a uint8 scale index.  Knows integers and tables; nothing of pixels, records or files.
+In: quantised latents on the encoder's side, rANS words on the decoder's.  Out: words; or per element an int16 value
+(the latent in sixteenths of a step) and a uint8 scale index.  Knows integers and tables; nothing of pixels, records or
+files.
 
-The entropy-parameter network is the fixed-point twin of `models.latent_codec.HyperSynthesis`.  Weights are 8-bit integers,
-activations 8-bit integers, and every sum stays below 2^24, so that float32 arithmetic is exact whatever the kernel, the number of
-threads, the batch or the device; `ExactLayer` checks that bound when a model is loaded.  A layer ends in one requantiser,
-floor((sum + 2^(s-1)) * 2^-s).  docs/format.md, section "Symbols", states all of it.
+The entropy-parameter network is the fixed-point twin of `models.latent_codec.HyperSynthesis`.  Weights are 8-bit
+integers, activations 8-bit integers, and every sum stays below 2^24, so that float32 arithmetic is exact whatever the
+kernel, the number of threads, the batch or the device; `ExactLayer` checks that bound when a model is loaded.  A layer
+ends in one requantiser, floor((sum + 2^(s-1)) * 2^-s).  docs/format.md, section "Symbols", states all of it.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ VALUE_MAX, SYMBOL_MAX, MEAN_MAX = 32767, 1000, 16383
 LAYERS = ("conv1", "expand", "conv2", "conv3", "out")
 KNOWN_ANSWER_Q = (0, 37, Q_MAX)
 
-Int16, UInt8 = NDArray[np.int16], NDArray[np.uint8]
+Int16 = NDArray[np.int16]
+UInt8 = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,8 @@ class Coded:
 
 @dataclass(frozen=True, slots=True)
 class TileLatent:
-    """A tile's latents: values int16 in sixteenths of a step, scale indexes uint8, both (groups, channels, rows, columns)."""
+    """A tile's latents: values int16 in sixteenths of a step, scale indexes uint8, both (groups, channels, rows,
+    columns)."""
 
     values: Int16
     scales: UInt8
@@ -60,14 +63,16 @@ class TileLatent:
 class ExactLayer:
     """One integer convolution and its requantiser.
 
-    weight: int8 (out, in, k, k); bias: int32 (nodes, out), interpolated by q when there is more than one node; shift: int8
-    (out,).  Raises WeightsError when a sum could leave the range in which float32 is exact.
+    weight: int8 (out, in, k, k); bias: int32 (nodes, out), interpolated by q when there is more than one node; shift:
+    int8 (out,).  Raises WeightsError when a sum could leave the range in which float32 is exact.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor, shift: Tensor, input_max: int) -> None:
         worst = weight.double().abs().sum((1, 2, 3)) * input_max + bias.double().abs().amax(0)
         if float((worst + 2.0 ** shift.double()).max()) >= EXACT:
-            raise WeightsError(f"a sum of the entropy network can reach {float(worst.max()):.0f}, beyond {EXACT}; re-export")
+            raise WeightsError(
+                f"a sum of the entropy network can reach {float(worst.max()):.0f}, beyond {EXACT}; re-export"
+            )
         self.weight, self.bias, self.shift = weight.float(), bias.to(torch.int64), shift.float()
         self.half = torch.where(self.shift >= 1, 2.0 ** (self.shift - 1), torch.zeros_like(self.shift))
 
@@ -78,7 +83,8 @@ class ExactLayer:
 
 
 def _convolve(x: Tensor, weight: Tensor) -> Tensor:
-    """A convolution that only multiplies and adds; on a GPU as a matrix product, since its kernels may transform (Winograd)."""
+    """A convolution that only multiplies and adds; on a GPU as a matrix product, since its kernels may transform
+    (Winograd)."""
     if not x.is_cuda:
         return F.conv2d(x, weight, padding=weight.shape[2] // 2)
     columns = F.unfold(x, weight.shape[2], padding=weight.shape[2] // 2)
@@ -95,28 +101,39 @@ def interpolate(nodes: Tensor, q: int) -> Tensor:
 class EntropyModel:
     """The integer networks and tables of one set of weights, on one device.
 
-    tensors: those named `entropy.*` of a weights file (see training.export).  Raises WeightsError when one is missing or
-    out of bounds, DesyncError when this device does not reproduce the stored known answer (`check`).
+    tensors: those named `entropy.*` of a weights file (see training.export).  Raises WeightsError when one is missing
+    or out of bounds, DesyncError when this device does not reproduce the stored known answer (`check`).
     """
 
     def __init__(
-        self, config: ModelConfig, tensors: Mapping[str, Tensor], device: str | torch.device = "cpu", *, check: bool = True
+        self,
+        config: ModelConfig,
+        tensors: Mapping[str, Tensor],
+        device: str | torch.device = "cpu",
+        *,
+        check: bool = True,
     ) -> None:
         self.config, self.device = config, torch.device(device)
         try:
             self.layers = {
                 name: ExactLayer(
-                    *(tensors[f"entropy.{name}.{part}"].to(self.device) for part in ("weight", "bias", "shift")),
+                    tensors[f"entropy.{name}.weight"].to(self.device),
+                    tensors[f"entropy.{name}.bias"].to(self.device),
+                    tensors[f"entropy.{name}.shift"].to(self.device),
                     input_max=Z_MAX if name == "conv1" else ACTIVATION_MAX,
                 )
                 for name in LAYERS
             }
             self.scale_table = tensors["entropy.scale_table"].to(torch.int64)
             self.scale_table_z = tensors["entropy.scale_table_z"].to(torch.int64)
-            self.tables = Tables.from_arrays(*(tensors[f"entropy.tables.{p}"].numpy() for p in ("counts", "sizes", "lows")))
+            self.tables = Tables.from_arrays(
+                *(tensors[f"entropy.tables.{p}"].numpy() for p in ("counts", "sizes", "lows"))
+            )
             known = [int(v) for v in tensors["entropy.known_answer"]]
         except (KeyError, ConfigError) as error:
-            raise WeightsError(f"the weights' entropy networks are incomplete or out of bounds: {error}; export again") from error
+            raise WeightsError(
+                f"the weights' entropy networks are incomplete or out of bounds: {error}; export again"
+            ) from error
         if check and (answer := self.known_answer()) != known:
             raise DesyncError(
                 f"the entropy networks give {answer} on this device where the weights promise {known}; "
@@ -124,7 +141,8 @@ class EntropyModel:
             )
 
     def known_answer(self) -> list[int]:
-        """CRC-32C of the networks' output for a fixed input at three rates: equal on every device, or symbols would not be."""
+        """CRC-32C of the networks' output for a fixed input at three rates: equal on every device, or symbols would not
+        be."""
         n = self.config.hyper_z
         z = (np.arange(n * 35, dtype=np.int64) * 7919 % 255 - 127).reshape(1, n, 5, 7).astype(np.int32)
         answers = []
@@ -134,7 +152,8 @@ class EntropyModel:
         return answers
 
     def parameters(self, z: NDArray[np.int32], q: int, height: int, width: int) -> tuple[Int16, UInt8]:
-        """Means (sixteenths of a step) and scale indexes, (groups, channels, height, width), that hyper-symbols ask for."""
+        """Means (sixteenths of a step) and scale indexes, (groups, channels, height, width), that hyper-symbols ask
+        for."""
         means, indexes = [], []
         table = (interpolate(self.scale_table, q) + 8).to(torch.float32).to(self.device)[:, None, None]
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
@@ -159,13 +178,15 @@ class EntropyModel:
         symbols[~coded] = 0
         count = z.size + int(coded.sum())
         lanes = lanes_for(count)
-        words, escapes = encode([(z.ravel(), self._z_indexes(z.shape, q).ravel()), (symbols[coded], index[coded])], self.tables, lanes)
+        words, escapes = encode(
+            [(z.ravel(), self._z_indexes(z.shape, q).ravel()), (symbols[coded], index[coded])], self.tables, lanes
+        )
         crc = symbols_checksum(symbols.astype(np.int16), z.astype(np.int16))
         return Coded(lanes.bit_length() - 1, words, escapes, count, crc)
 
     def pull(self, coded: Coded, groups: int, height: int, width: int, q: int) -> TileLatent:
-        """Undo `push`, up to rounding.  Raises DesyncError when the symbols disagree with their checksum, FormatError when the
-        words are not a whole stream."""
+        """Undo `push`, up to rounding.  Raises DesyncError when the symbols disagree with their checksum, FormatError
+        when the words are not a whole stream."""
         shape = (groups, self.config.hyper_z, -(-height // 2), -(-width // 2))
         try:
             decoder = Decoder(coded.words, coded.escapes, self.tables, 1 << coded.lanes_log2)
@@ -178,7 +199,11 @@ class EntropyModel:
             symbols[there] = decoder.pull(index[there]).clip(-SYMBOL_MAX, SYMBOL_MAX)
             decoder.finish()
         except FormatError as error:
-            raise DesyncError(f"the symbols do not decode ({error.message}); the record is damaged or the numerics differ") from error
+            raise DesyncError(
+                f"the symbols do not decode ({error.message}); the record is damaged or the numerics differ"
+            ) from error
         if symbols_checksum(symbols.astype(np.int16), z.astype(np.int16)) != coded.symbols_crc:
-            raise DesyncError("decoded symbols disagree with their checksum; the numerics here differ from the encoder's")
+            raise DesyncError(
+                "decoded symbols disagree with their checksum; the numerics here differ from the encoder's"
+            )
         return TileLatent((symbols * 16 + mean).astype(np.int16), index)

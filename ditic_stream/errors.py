@@ -21,7 +21,8 @@ from contextlib import contextmanager
 
 
 class DiticError(Exception):
-    """Base of all errors raised on purpose.  `kind` is a stable code, `key` names the tile ("row,col") if there is one."""
+    """Base of all errors raised on purpose.  `kind` is a stable code, `key` names the tile ("row,col") if there is
+    one."""
 
     kind = "error"
 
@@ -87,7 +88,8 @@ class ChecksumError(FormatError):
 
 
 class DesyncError(DiticError):
-    """Decoded symbols disagree with their checksum, or this device fails the known-answer test of the entropy networks."""
+    """Decoded symbols disagree with their checksum, or this device fails the known-answer test of the entropy
+    networks."""
 
     kind = "desync"
 

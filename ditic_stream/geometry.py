@@ -25,7 +25,7 @@ class Window:
     def __post_init__(self) -> None:
         if self.height < 1 or self.width < 1 or self.row < 0 or self.col < 0:
             raise WindowError(
-                f"window at row {self.row}, column {self.col} of {self.height} x {self.width} pixels is empty or starts "
+                f"window at row {self.row}, column {self.col} of {self.height} x {self.width} px is empty or starts "
                 "before the scene; row and column start at 0, height and width at 1"
             )
 
@@ -44,7 +44,10 @@ class Window:
     def meets(self, other: Window) -> bool:
         """True when the two share a pixel."""
         return (
-            self.row < other.row_end and other.row < self.row_end and self.col < other.col_end and other.col < self.col_end
+            self.row < other.row_end
+            and other.row < self.row_end
+            and self.col < other.col_end
+            and other.col < self.col_end
         )
 
     def intersect(self, other: Window) -> Window:

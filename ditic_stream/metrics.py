@@ -104,7 +104,7 @@ class Structure:
                 if scale:
                     x, y = _halve(x), _halve(y)
                 kept = tuple(None if n is None else n >> scale for n in (rows, cols))
-                seen = tuple(slice(None if n is None else n + TAPS - 2) for n in kept)  # the rest serves coarser scales
+                seen = tuple(slice(None if n is None else n + TAPS - 1) for n in kept)  # the rest serves coarser scales
                 contrast, whole = ssim_maps(x[seen], y[seen])
                 self.sums[scale, 0, band] += contrast.sum(dtype=np.float64)
                 self.sums[scale, 1, band] += whole.sum(dtype=np.float64)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ditic_stream._decoding import STRIP_ROWS, Damage, OnError, Pixels, Progress, check_whole, decode, finish
+from ditic_stream._decoding import Damage, OnError, Pixels, Progress, check_whole, decode, finish
 from ditic_stream._rendering import codec_of, decode_tile, render_window
 from ditic_stream.archive import Archive, open_archive
 from ditic_stream.blend import Blender
@@ -32,7 +32,7 @@ from ditic_stream.writer import crop_metadata, open_output
 if TYPE_CHECKING:
     from ditic_stream.codec import TileCodec
 
-__all__ = ["STRIP_ROWS", "Damage", "OnError", "Result", "Scene", "decompress", "open_scene", "strips"]
+__all__ = ["Damage", "OnError", "Result", "Scene", "decompress", "open_scene", "strips"]
 CACHE_BYTES = 2**26
 """Latents an open scene keeps between reads."""
 
@@ -111,7 +111,7 @@ class Scene:
         window = grid.scene if window is None else window.within(grid.height, grid.width)
         out = np.empty((self._radiometry.samples, *window.shape), self.dtype)
         rows, cols = grid.touching(window)
-        blender = Blender(grid, rows, cols, 3 * self._radiometry.groups)
+        blender = Blender(grid, rows, cols, self.archive.manifest.image.bands)
         for key in (TileKey(row, col) for row in rows for col in cols):
             done = blender.add(key, self._render(key))
             if done is not None and done[0].meets(window):
@@ -166,7 +166,7 @@ class Scene:
             for near in grid.neighbours(key):
                 self._latents(near)
             if self._empty.issuperset(grid.neighbours(key)):  # nothing of it is seen
-                return np.zeros((3 * self._radiometry.groups, *grid.decode_window(key).shape), np.float32)
+                return np.zeros((self.archive.manifest.image.bands, *grid.decode_window(key).shape), np.float32)
             return render_window(self.archive, codec, key, self._latents)
 
     def _open_codec(self) -> TileCodec:
@@ -255,8 +255,8 @@ def strips(
 ) -> Iterator[tuple[Window, Pixels]]:
     """Decode `window`, the whole scene by default, from top to bottom: (Window, pixels (bands, rows, columns)).
 
-    Strips take the window's full width and are STRIP_ROWS high, the last one less; alpha is left out.  scratch: the
-    folder for the decoded latents of a few tile rows, which lie on disk.  damage: collects what "fill" filled.
+    Strips take the window's full width and are 256 rows high (less if very wide, and the last one); alpha is left
+    out.  scratch: the folder for what lies on disk meanwhile.  damage: collects what "fill" filled.
     """
     with open_archive(archive) as opened:
         window = opened.grid.scene if window is None else window.within(opened.grid.height, opened.grid.width)

@@ -122,7 +122,11 @@ class Grid:
 
     def neighbours(self, key: TileKey) -> Iterator[TileKey]:
         """The tiles whose latents a decode window reads: the tile itself and those its overlap reaches, row-major."""
-        rows, cols = self.touching(self.core(key)) if self.config.overlap else (range(key.row, key.row + 1), range(key.col, key.col + 1))
+        rows, cols = (
+            self.touching(self.core(key))
+            if self.config.overlap
+            else (range(key.row, key.row + 1), range(key.col, key.col + 1))
+        )
         return (TileKey(row, col) for row in rows for col in cols)
 
 

@@ -80,6 +80,15 @@ def test_golden_records_keep_their_bytes() -> None:
         assert unpack_record(stored) == record
 
 
+def test_the_format_page_shows_the_golden_record_and_its_header() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "format.md").read_text(encoding="utf-8")
+    assert (GOLDEN / "record-1-coded.hex").read_text().strip() in page.replace(" ", "")
+    rows = [line.split("|")[1:4] for line in page.split("## 5. Records")[1].splitlines() if line.startswith("| ")]
+    fields = [(int(at), int(size)) for at, size, _ in rows if at.strip().isdigit() and size.strip().isdigit()]
+    assert [at for at, _ in fields] == [sum(size for _, size in fields[:place]) for place in range(len(fields))]
+    assert sum(size for _, size in fields) + 4 == HEADER_BYTES
+
+
 def test_headers_stay_within_their_budget() -> None:
     assert len(pack_record(RECORD)) - len(RECORD.words) - len(RECORD.escapes) == HEADER_BYTES <= 48
     assert len(pack_record(Record(kind=EMPTY, key=TileKey(0, 0), archive_id=ID))) == 22

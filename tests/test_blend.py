@@ -115,16 +115,16 @@ def test_a_constant_stays_exactly_constant(grid: Grid, value: float) -> None:
             assert (done[1] == np.float32(value)).all()
 
 
-def test_the_store_below_may_be_the_callers_and_is_two_overlaps_high() -> None:
+def test_the_store_below_is_two_overlaps_high_and_may_be_the_callers() -> None:
     grid = Grid(height=600, width=900, config=GridConfig(tile=256, overlap=64))
-    asked = []
-
-    def allocate(shape: tuple[int, ...]) -> np.ndarray:
-        asked.append(shape)
-        return np.empty(shape, np.float32)
-
-    Blender(grid, range(grid.rows), range(grid.cols), 3, allocate=allocate)
-    assert asked == [(3, 128, 900)]
+    rows, cols = range(grid.rows), range(grid.cols)
+    channels, height, width = Blender.below_shape(grid, rows, cols, 3)
+    assert (channels, height) == (3, 128)
+    assert 900 <= width <= 1000
+    assert Blender.below_shape(grid, range(1), cols, 3)[1] == 0
+    Blender(grid, rows, cols, 3, below=np.empty((channels, height, width), np.float32))
+    with pytest.raises(ConfigError, match="for zones of"):
+        Blender(grid, rows, cols, 3, below=np.empty((channels, height, width - 1), np.float32))
 
 
 def test_windows_out_of_order_or_of_another_shape_are_refused() -> None:

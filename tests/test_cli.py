@@ -359,7 +359,7 @@ def test_interrupted_compress_leaves_with_130_and_says_how_to_go_on(capsys, monk
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_in_the_middle_leaves_with_130_and_the_next_run_finishes(tmp_path, ditic, number):
-    scene = write_scene(tmp_path / "scene.tif", landscape(2100, 2100))
+    scene = write_scene(tmp_path / "scene.tif", landscape(1300, 1300))
     settings = ["--model", "tiny", "--tile", "256", "--overlap", "32", "--workers", "2"]
     command = [sys.executable, "-m", "ditic_stream", "compress", str(scene), *settings]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -147,12 +147,24 @@ def test_what_the_callers_own_callback_raises_comes_back_as_it_is(executor: Exec
 def test_fewer_than_one_worker_is_refused_and_one_stays_in_this_process() -> None:
     with pytest.raises(ConfigError, match="0 workers"):
         ProcessExecutor(0)
-    for workers, jobs, kind in ((1, 9, SerialExecutor), (4, 1, SerialExecutor), (2, 9, ProcessExecutor)):
-        with executor_for(workers, jobs) as made:
-            assert isinstance(made, kind)
-            assert made.workers <= jobs
-    with pytest.raises(ConfigError, match="0 workers"), executor_for(0, 9):
+    with pytest.raises(ConfigError, match="0 workers"), executor_for(0, 9, 10**9):
         pass
+
+
+@pytest.mark.parametrize(
+    ("workers", "jobs", "pixels", "expected"),
+    [(1, 9, 10**9, 1), (4, 1, 10**9, 1), (2, 9, 10, 2), (9, 3, 10, 3), (None, 9, 10**9, 4), (None, 9, 10**6, 1)],
+)
+def test_workers_are_as_asked_or_as_many_as_cores_and_work_allow(
+    workers: int | None, jobs: int, pixels: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executors, "cores", lambda: 4)
+    with executor_for(workers, jobs, pixels) as made:
+        assert made.workers == expected
+        assert isinstance(made, SerialExecutor if expected == 1 else ProcessExecutor)
+
+
+def test_there_is_a_core() -> None:
     assert executors.cores() >= 1
 
 

@@ -34,8 +34,8 @@ JPEG_IN_TIFF = {
     "codec__old-style-jpeg-compression.tif",
 }  # fmt: skip
 """YCbCr at half resolution, which GDAL interpolates differently: pixels are compared with tifffile, masks with GDAL."""
-GDAL_CANNOT = {"ome__OS-1-detail.ome.tif", "hostile__tiff_overflow_rows_per_strip.tif"}
-"""GDAL opens them and fails to read, or not even that."""
+GDAL_CANNOT = {"ome__OS-1-detail.ome.tif"}
+"""GDAL opens it and fails to read it."""
 
 
 def as_parameters(names: list[str]) -> list[Any]:
@@ -88,8 +88,8 @@ def test_a_real_file_comes_back_as_gdal_saw_it_or_is_refused_in_one_sentence(
         exact = source.dtype != "float32" and not clipped(source, radiometry)
         scale = max(band.scale for band in radiometry.bands)
     assert_same_about(path, tmp_path / "a.tif")
-    if name in LARGE:
-        return
+    if name.startswith(("big__", "hostile")):
+        return  # too many pixels to hold, or damage that others refuse
     assert_same_masks(path, tmp_path / "a.tif")
     old, new = pixels_of(path), pixels_of(tmp_path / "a.tif")
     if exact:
@@ -127,6 +127,8 @@ def assert_same_about(old_path: Path, new_path: Path) -> None:
                 assert new.tags(band) == old.tags(band)
             for domain in set(old.tag_namespaces()) - {"IMAGE_STRUCTURE", "SUBDATASETS", "DERIVED_SUBDATASETS"}:
                 assert new.tags(ns=domain) == old.tags(ns=domain), domain
+    if old_path.name.startswith("hostile"):
+        return
     with tifffile.TiffFile(old_path) as old_file, tifffile.TiffFile(new_path) as new_file:
         for code in (34675, 274, 282, 283, 296, 270, 305, 306, 34735, 34736, 34737, 42113):
             tags = [file.pages.first.tags.get(code) for file in (old_file, new_file)]
@@ -186,9 +188,8 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
 
 def test_a_window_of_648_million_pixels_takes_less_than_100_mb(shared: Path) -> None:
     path = shared / "data" / "scenes" / "big__cog_world.tif"
-    run = subprocess.run(
-        [sys.executable, "-c", WORLD, str(path)], capture_output=True, text=True, check=True, env=os.environ
-    )
+    command = [sys.executable, "-c", WORLD, str(path)]
+    run = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
     assert int(run.stdout) < 100 * 1024
 
 

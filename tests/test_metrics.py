@@ -83,6 +83,15 @@ def test_ms_ssim_stays_near_pytorch_msssim_on_odd_sides() -> None:
     assert metrics.ms_ssim(source, decoded, peak=255) == pytest.approx(float(reference.ms_ssim(x, y)), abs=5e-3)
 
 
+@pytest.mark.parametrize("side", [161, 176, 333])
+def test_ms_ssim_of_flat_pictures_is_the_luminance_term_whatever_the_side(side: int) -> None:
+    source, decoded = np.full((1, side, side), 128, np.uint8), np.full((1, side, side), 153, np.uint8)
+    x, y, c = 128 / 255, 153 / 255, 0.01**2
+    luminance = (2 * x * y + c) / (x * x + y * y + c)
+    # The last scale alone weighs luminance, by 0.1333.
+    assert metrics.ms_ssim(source, decoded, peak=255) == pytest.approx(luminance**0.1333, abs=1e-4)
+
+
 def test_psnr_counts_only_valid_samples() -> None:
     source = np.zeros((1, 4, 4), np.uint8)
     decoded = source.copy()

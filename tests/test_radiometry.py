@@ -250,6 +250,22 @@ def test_pixels_under_the_mask_come_back_exactly_when_they_share_a_value_and_are
     np.testing.assert_array_equal(mask_of(beside, radiometry), mask)
 
 
+def test_pixels_under_alpha_0_come_back_exactly_when_they_share_a_value() -> None:
+    rng = np.random.default_rng(5)
+    pixels = rng.integers(20, 99, (3, 64, 64)).astype(np.uint8)
+    alpha = rng.integers(1, 256, (64, 64)).astype(np.uint8)
+    alpha[:9] = 0
+    pixels[:, :9] = 255
+    scene = Scene(pixels, alpha=alpha)
+    radiometry = survey(scene)
+    assert [band.hidden for band in radiometry.bands] == [255, 255, 255]
+    beside = planes(scene, scene.whole, radiometry)
+    got = from_network(np.full((1, 3, 64, 64), 0.5, np.float32), beside, radiometry)
+    np.testing.assert_array_equal(got[:, :9], 255)
+    assert got[:, 9:].max() < 255
+    assert all_masked(beside[:, :9], radiometry)
+
+
 def test_a_tile_without_a_coded_pixel_is_known_and_restored_from_planes_alone() -> None:
     pixels = np.random.default_rng(6).integers(1, 99, (2, 64, 64)).astype(np.uint8)
     pixels[:, :32] = 0

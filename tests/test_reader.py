@@ -445,6 +445,15 @@ def test_any_flipped_byte_or_cut_gives_pixels_or_a_source_error(tmp_path: Path) 
     assert outcomes == {"pixels", "a line"}
 
 
+@pytest.mark.parametrize("codec", ["none", "zlib"])
+def test_truncated_tiff_is_refused_when_it_is_opened(tmp_path: Path, codec: str) -> None:
+    compression = None if codec == "none" else codec
+    tifffile.imwrite(tmp_path / "a.tif", picture(), photometric="rgb", compression=compression, metadata=None)
+    (tmp_path / "b.tif").write_bytes((tmp_path / "a.tif").read_bytes()[:-100])
+    with pytest.raises(SourceError, match="fetch it again"):
+        open_source(tmp_path / "b.tif")
+
+
 def test_every_prefix_of_a_small_file_is_refused_or_read(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", picture()[:8, :8], photometric="rgb", compression="zlib", metadata=None)
     data = (tmp_path / "a.tif").read_bytes()

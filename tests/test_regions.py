@@ -15,7 +15,7 @@ import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ditic_stream import compression, regions
+from ditic_stream import _decoding, compression, regions
 from ditic_stream._rendering import DecodeTile, Pause, schedule, spool_depth
 from ditic_stream.archive import open_archive
 from ditic_stream.config import GridConfig
@@ -142,10 +142,23 @@ def test_strips_cover_the_scene_from_top_to_bottom(scenes: list[tuple[Path, np.n
         seen, row = [], 0
         for window, pixels in regions.strips(archive, workers=1):
             assert (window.row, window.col, window.width) == (row, 0, expected.shape[1])
-            assert window.height == min(regions.STRIP_ROWS, expected.shape[0] - row)
+            assert window.height == min(256, expected.shape[0] - row)
             row = window.row_end
             seen.append(pixels)
         assert (np.concatenate(seen, axis=1).transpose(1, 2, 0) == expected).all()
+
+
+def test_what_lies_on_disk_for_wide_scenes_changes_no_bit(
+    scenes: list[tuple[Path, np.ndarray]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_decoding, "STRIP_BYTES", 10_000)
+    monkeypatch.setattr(_decoding, "MEMORY_BYTES", 1000)
+    monkeypatch.setattr(_decoding, "BELOW_BYTES", 1000)
+    for archive, expected in scenes:
+        seen = [pixels for _, pixels in regions.strips(archive, workers=1, scratch=tmp_path)]
+        assert max(pixels.shape[1] for pixels in seen) < 256
+        assert (np.concatenate(seen, axis=1).transpose(1, 2, 0) == expected).all()
+        assert not list(tmp_path.iterdir())
 
 
 def test_progress_rises_to_the_area_of_the_window(scenes: list[tuple[Path, np.ndarray]], tmp_path: Path) -> None:

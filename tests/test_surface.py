@@ -17,7 +17,12 @@ import ditic_stream
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 SOURCES = {"ditic_stream": ROOT / "ditic_stream", "schemas": ROOT / "schemas", "workers": ROOT / "workers"}
-PACKAGE_OF = {"google_crc32c": "google-crc32c", "pytorch_msssim": "pytorch-msssim", "skimage": "scikit-image"}
+PACKAGE_OF = {
+    "google_crc32c": "google-crc32c",
+    "pytorch_msssim": "pytorch-msssim",
+    "skimage": "scikit-image",
+    "PIL": "pillow",
+}
 
 
 def test_surface_is_exactly_what_is_listed():

@@ -146,7 +146,7 @@ def test_every_other_tile_reads_when_a_byte_of_the_zip_wrapper_is_flipped(small:
     for at in range(whole.index(b"PK\1\2"), len(whole)):
         path.write_bytes(flip(whole, at, 0))
         with open_archive(path) as archive:
-            for key in archive.grid.keys():
+            for key in (TileKey(0, 0), TileKey(0, 1)):
                 archive.record(key)
 
 
@@ -209,9 +209,7 @@ def test_a_record_of_another_archive_is_named(copy: Path, tmp_path: Path) -> Non
         other = replace(archive.manifest, q=7, complete=False)
     with create_archive(tmp_path / "other.ditic", other) as writer:
         tiles = list(writer.grid.tiles_of(TileKey(0, 0)))
-        records = {
-            key: pack_record(Record(kind=EMPTY, key=key, archive_id=writer.layout.archive_id)) for key in tiles
-        }
+        records = {key: pack_record(Record(kind=EMPTY, key=key, archive_id=writer.layout.archive_id)) for key in tiles}
         masks = {key: np.zeros((1, 256, 256), np.uint8) for key in tiles}
         writer.put_shard(TileKey(0, 0), records, masks, np.zeros((1, 8, 8), np.uint8))
     shutil.copy(tmp_path / "other.ditic/records/c/0/0/0", copy / "records/c/0/0/0")

@@ -404,7 +404,8 @@ def test_names_that_say_no_format_are_refused(tmp_path: Path, name: str) -> None
         {"fields": [{"code": 700, "kind": 12, "base64": "AAAA"}]},
         {"fields": [{"code": 700, "kind": 2, "text": "a"}] * 2}, {"photometric": 3}, {"alpha": 2}, {"alpha": "2"},
         {"extrasamples": 5}, {"extrasamples": [99999]}, {"planar": "yes"}, {"mask": 1},
-        {"exif": 7}, {"gps": [{"code": -1, "kind": 3, "values": [1]}]},
+        {"photometric": 1, "extrasamples": [0, 0, 0], "alpha": 3}, {"exif": 7},
+        {"gps": [{"code": -1, "kind": 3, "values": [1]}]},
     ],
 )  # fmt: skip
 def test_hostile_metadata_is_a_format_error_and_leaves_nothing(tmp_path: Path, damage: dict[str, Any]) -> None:

@@ -1,8 +1,9 @@
 """Pixels to latent features and back: f32, convolutional, with a lapped linear path under the residual blocks.
 
-In: pixels (B, 3, H, W), H and W multiples of 32, network units (0..1 for ordinary pixels).  Out: features (B, latent, H/32, W/32).
-The linear path alone (what `training.init` sets) is a lapped transform with principal-component merges; the residual
-blocks start as identities.  Nothing runs finer than 1/8: the picture is one 3x3 convolution and a pixel shuffle.
+In: pixels (B, 3, H, W), H and W multiples of 32, network units (0..1 for ordinary pixels).  Out: features (B, latent,
+H/32, W/32). The linear path alone (what `training.init` sets) is a lapped transform with principal-component merges;
+the residual blocks start as identities.  Nothing runs finer than 1/8: the picture is one 3x3 convolution and a pixel
+shuffle.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class Encoder(nn.Module):
     def forward(self, x_B3HW: Tensor) -> Tensor:
         x = self.stem(F.pad(x_B3HW - 0.5, (4, 4, 4, 4), mode="reflect"))
         x = self.merge16(lap(self.blocks8(x)))
-        return self.merge32(lap(self.blocks16(x)))  # type: ignore[no-any-return]
+        return self.merge32(lap(self.blocks16(x)))
 
 
 class Decoder(nn.Module):

@@ -2,10 +2,11 @@
 
 In: the noisy latent, its expected error (`spread`), and where the window lies on the scene's latent grid.  Out: the
 denoised latent.  The paper (arXiv 2603.13162) maps the decoded variance to a pseudo-time per position; here the network
-sees that time per token (modulation) and per element (the step's length), and the condition tokens come from the latent itself.
+sees that time per token (modulation) and per element (the step's length), and the condition tokens come from the latent
+itself.
 
-Attention runs in windows of 8x8 cells anchored at multiples of 8 on the scene's latent grid, so what a cell sees does not
-depend on where a tile begins.  Cells a window lacks are masked.
+Attention runs in windows of 8x8 cells anchored at multiples of 8 on the scene's latent grid, so what a cell sees does
+not depend on where a tile begins.  Cells a window lacks are masked.
 """
 
 from __future__ import annotations
@@ -73,7 +74,9 @@ class Block(nn.Module):
         parts = [m + self.table[i][:, None, None] for i, m in enumerate(modulation.chunk(9, 1))]
         if self.attends:
             x_BDhw = x_BDhw + parts[2] * self._self_attention(_norm(x_BDhw, parts[0], parts[1]), anchor)
-            x_BDhw = x_BDhw + parts[5] * self._cross_attention(_norm(x_BDhw, parts[3], parts[4]), condition_BDhw, anchor)
+            x_BDhw = x_BDhw + parts[5] * self._cross_attention(
+                _norm(x_BDhw, parts[3], parts[4]), condition_BDhw, anchor
+            )
         x = F.gelu(self.wide(_norm(x_BDhw, parts[6], parts[7])), approximate="tanh")
         return x_BDhw + parts[8] * self.narrow(F.gelu(self.depthwise(x), approximate="tanh"))
 
@@ -82,7 +85,7 @@ class Block(nn.Module):
         tokens, mask = _windows(self.qkv(x_BDhw), side, anchor)
         q, k, v = tokens.unflatten(2, (3, self.heads, -1)).unbind(2)
         out = attention(_rotate(q), _rotate(k), v, mask)
-        return self.proj(_unwindows(out.flatten(2), x_BDhw.shape, side, anchor))  # type: ignore[no-any-return]
+        return self.proj(_unwindows(out.flatten(2), x_BDhw.shape, side, anchor))
 
     def _cross_attention(self, x_BDhw: Tensor, condition_BDhw: Tensor, anchor: tuple[int, int]) -> Tensor:
         side = ATTENTION_CELLS
@@ -91,7 +94,7 @@ class Block(nn.Module):
         keys, mask = _windows(self.key_value(pooled), side // 2, half_anchor)
         k, v = keys.unflatten(2, (2, self.heads, -1)).unbind(2)
         out = attention(q.unflatten(2, (self.heads, -1)), k, v, mask)
-        return self.cross(_unwindows(out.flatten(2), x_BDhw.shape, side, anchor))  # type: ignore[no-any-return]
+        return self.cross(_unwindows(out.flatten(2), x_BDhw.shape, side, anchor))
 
 
 def _norm(x_BDhw: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -145,7 +148,8 @@ def _pool(x_BDhw: Tensor, anchor: tuple[int, int]) -> tuple[Tensor, tuple[int, i
 
 
 def _rotate(x_BLND: Tensor) -> Tensor:
-    """Two-dimensional rotary positions inside a window: half of a head's width turns with the row, half with the column."""
+    """Two-dimensional rotary positions inside a window: half of a head's width turns with the row, half with the
+    column."""
     length, width = x_BLND.shape[1], x_BLND.shape[3]
     side = math.isqrt(length)
     quarter = width // 4

@@ -1,7 +1,9 @@
-"""The entropy model in floating point, as it is trained: a hyperprior over quantised latents, at a continuous rate level.
+"""The entropy model in floating point, as it is trained: a hyperprior over quantised latents, at a continuous rate
+level.
 
 In: features (B, C, h, w) and a level per picture (B,), 0..7.  Out: bits, and the noisy latent with its known spread.
-Coding itself runs on the fixed-point twin of these networks (`ditic_stream.entropy`), made by `ditic_stream.training.export`.
+Coding itself runs on the fixed-point twin of these networks (`ditic_stream.entropy`), made by
+`ditic_stream.training.export`.
 
 Every element y is scaled by a gain per channel and level, and coded as round(y - mean) under a Gaussian of known width;
 mean and width come from the hyper-latent z (1/64), which is coded under a fixed width per channel and level.
@@ -24,8 +26,8 @@ Z_MAX = 127
 
 @dataclass(frozen=True)
 class Quantised:
-    """What one pass of the entropy model gives: `noisy` (B,C,h,w) is what a decoder would hold, in feature units, `spread`
-    its expected error's standard deviation; `bits_y`, `bits_z` (B,) are ideal code lengths."""
+    """What one pass of the entropy model gives: `noisy` (B,C,h,w) is what a decoder would hold, in feature units,
+    `spread` its expected error's standard deviation; `bits_y`, `bits_z` (B,) are ideal code lengths."""
 
     noisy: Tensor
     spread: Tensor
@@ -41,7 +43,8 @@ def at_level(table_LK: Tensor, level_B: Tensor) -> Tensor:
 
 
 class HyperAnalysis(nn.Module):
-    """Normalised latent -> hyper-latent before rounding (B, Nz, ceil(h/2), ceil(w/2)).  Encoder only, so floats are fine."""
+    """Normalised latent -> hyper-latent before rounding (B, Nz, ceil(h/2), ceil(w/2)).  Encoder only, so floats are
+    fine."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -53,11 +56,12 @@ class HyperAnalysis(nn.Module):
     def forward(self, y_BChw: Tensor, level_B: Tensor) -> Tensor:
         y_BChw = F.pad(y_BChw, (0, y_BChw.shape[3] % 2, 0, y_BChw.shape[2] % 2), mode="replicate")
         x = F.relu(self.conv1(y_BChw) + at_level(self.level, level_B)[:, :, None, None])
-        return self.conv3(F.relu(self.conv2(x)))  # type: ignore[no-any-return]
+        return self.conv3(F.relu(self.conv2(x)))
 
 
 class HyperSynthesis(nn.Module):
-    """Hyper-latent -> mean and log-scale per element, before the level's scale table is added.  ReLU only: see `entropy`."""
+    """Hyper-latent -> mean and log-scale per element, before the level's scale table is added.  ReLU only: see
+    `entropy`."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -75,7 +79,7 @@ class HyperSynthesis(nn.Module):
         x = F.relu(self.conv1(z_BNhw) + at_level(self.level, level_B)[:, :, None, None])
         x = F.relu(F.pixel_shuffle(self.expand(x), 2))
         x = F.relu(self.conv3(F.relu(self.conv2(x))))
-        return self.out(x)  # type: ignore[no-any-return]
+        return self.out(x)
 
 
 class LatentCodec(nn.Module):
@@ -94,8 +98,8 @@ class LatentCodec(nn.Module):
 
     feature_std: Tensor
     hard_share: float
-    """Share of the rate that is counted on rounded symbols; the rest on noisy ones, whose gradient is smooth but which cost an
-    element near zero more than coding does.  In evaluation mode all of it is."""
+    """Share of the rate that is counted on rounded symbols; the rest on noisy ones, whose gradient is smooth but which
+    cost an element near zero more than coding does.  In evaluation mode all of it is."""
 
     def hyper(self, f_BChw: Tensor, level_B: Tensor) -> Tensor:
         """The hyper-latent in quantisation steps, not rounded, float32."""
@@ -110,8 +114,12 @@ class LatentCodec(nn.Module):
         z = self.hyper(f_BChw, level_B)
         z_scale = at_level(self.log_scale_z, level_B).clamp(LOG_SCALE_MIN, LOG_SCALE_MAX).exp()[:, :, None, None]
         z_hard = z + (z.detach().round().clamp(-Z_MAX, Z_MAX) - z.detach())
-        mean, log_scale = self.synthesis(z_hard, level_B)[:, :, : f_BChw.shape[2], : f_BChw.shape[3]].float().chunk(2, 1)
-        log_scale = (log_scale + at_level(self.log_scale, level_B)[:, :, None, None]).clamp(LOG_SCALE_MIN, LOG_SCALE_MAX)
+        mean, log_scale = (
+            self.synthesis(z_hard, level_B)[:, :, : f_BChw.shape[2], : f_BChw.shape[3]].float().chunk(2, 1)
+        )
+        log_scale = (log_scale + at_level(self.log_scale, level_B)[:, :, None, None]).clamp(
+            LOG_SCALE_MIN, LOG_SCALE_MAX
+        )
         scale = log_scale.exp()
         gain = self.gain(level_B)
         residual = f_BChw.float() * gain - mean

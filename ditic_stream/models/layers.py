@@ -4,8 +4,8 @@ Legend of suffixes: B batch, C channels, H W rows and columns of the map at hand
 
 The lapped transforms keep the linear path free of block borders.  `lapped_basis` is the time-domain lapped transform of
 Tran, Liang and Tu (IEEE Trans. Signal Processing 51(6), 2003): an 8-point DCT behind a prefilter across block borders.
-`lap` is its two-point sister for the merges 1/8 -> 1/16 -> 1/32: it stretches the difference across a border by LAP, and
-`unlap` shrinks it again, so that a latent of which only the mean survives is drawn as a ramp and not as a step.
+`lap` is its two-point sister for the merges 1/8 -> 1/16 -> 1/32: it stretches the difference across a border by LAP,
+and `unlap` shrinks it again, so that a latent of which only the mean survives is drawn as a ramp and not as a step.
 """
 
 from __future__ import annotations
@@ -91,14 +91,16 @@ def lapped_basis(size: int = 8, stretch: float = 1.6) -> tuple[np.ndarray, np.nd
     return analysis, synthesis
 
 
-def attention(q_BLND: Tensor, k_BLND: Tensor, v_BLND: Tensor, mask: Tensor | None = None, backend: str = "auto") -> Tensor:
+def attention(
+    q_BLND: Tensor, k_BLND: Tensor, v_BLND: Tensor, mask: Tensor | None = None, backend: str = "auto"
+) -> Tensor:
     """Softmax attention, (batch, tokens, heads, width of a head) in and out: the one door to attention kernels.
 
     mask: bool (B, 1, 1, keys), True where a key counts, or None.  xformers serves CUDA tensors, torch's own kernel
     everything else; backend "sdpa" forces the latter.
     """
     if q_BLND.is_cuda and backend != "sdpa" and mask is None and (ops := _xformers()) is not None:
-        return ops.memory_efficient_attention(q_BLND, k_BLND, v_BLND)  # type: ignore[no-any-return]
+        return ops.memory_efficient_attention(q_BLND, k_BLND, v_BLND)
     out = F.scaled_dot_product_attention(
         q_BLND.transpose(1, 2), k_BLND.transpose(1, 2), v_BLND.transpose(1, 2), attn_mask=mask
     )

@@ -21,7 +21,9 @@ class Network(nn.Module):
         self.step = OneStep(config)
         self.decoder = Decoder(config)
 
-    def forward(self, x_B3HW: Tensor, level_B: Tensor, anchor: tuple[int, int] = (0, 0)) -> tuple[Tensor, Quantised, Tensor, Tensor]:
+    def forward(
+        self, x_B3HW: Tensor, level_B: Tensor, anchor: tuple[int, int] = (0, 0)
+    ) -> tuple[Tensor, Quantised, Tensor, Tensor]:
         """Pixels and a rate level each -> (pixels, what was coded, the encoder's own latent, the denoised latent)."""
         features = self.encoder(x_B3HW).float()
         coded = self.codec(features, level_B)

@@ -42,7 +42,8 @@ class Weights:
 def load_weights(name: str) -> Weights:
     """The set that `name` stands for: a model ("small"), a set ("small-1"), or the path of a safetensors file.
 
-    Raises ConfigError for a name nobody published, WeightsError for a file that is absent, damaged or of another format.
+    Raises ConfigError for a name nobody published, WeightsError for a file that is absent, damaged or of another
+    format.
     """
     path = Path(name) if name.endswith(".safetensors") else FOLDER / f"{PUBLISHED.get(name, name)}.safetensors"
     if not path.is_file():
@@ -55,7 +56,9 @@ def load_weights(name: str) -> Weights:
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a mapping)
         if metadata.get("format") != WEIGHTS_FORMAT:
-            raise WeightsError(f"{path.name} is of format {metadata.get('format')!r}; this release reads {WEIGHTS_FORMAT!r}")
+            raise WeightsError(
+                f"{path.name} is of format {metadata.get('format')!r}; this release reads {WEIGHTS_FORMAT!r}"
+            )
         config = ModelConfig(**json.loads(metadata["config"]))
     except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
         raise WeightsError(f"{path.name} cannot be read as weights ({error}); fetch the set again") from error

@@ -25,11 +25,14 @@ SHRUNK, SMOOTH, GRADED = 0.5, 0.12, 0.1
 
 
 def load_pictures(paths: Iterable[Path]) -> list[Tensor]:
-    """Read every picture of the given files, folders and tar archives: uint8 (3, rows, columns) each, sides 256 or more."""
+    """Read every picture of the given files, folders and tar archives: uint8 (3, rows, columns) each, sides 256 or
+    more."""
     pictures = [_decode(name, data) for path in paths for name, data in _files(path)]
     usable = [p for p in pictures if p is not None and min(p.shape[1:]) >= 256]
     if not usable:
-        raise ConfigError("no picture of at least 256 x 256 pixels found; give folders, tar files or pictures that hold some")
+        raise ConfigError(
+            "no picture of at least 256 x 256 pixels found; give folders, tar files or pictures that hold some"
+        )
     return usable
 
 
@@ -40,7 +43,11 @@ def _files(path: Path) -> Iterable[tuple[str, bytes]]:
     elif path.suffix == ".tar":
         with tarfile.open(path) as tar:
             for member in tar:
-                if member.isfile() and Path(member.name).suffix.lower() in SUFFIXES and (stream := tar.extractfile(member)):
+                if (
+                    member.isfile()
+                    and Path(member.name).suffix.lower() in SUFFIXES
+                    and (stream := tar.extractfile(member))
+                ):
                     yield member.name, stream.read()
     elif path.suffix.lower() in SUFFIXES:
         yield path.name, path.read_bytes()

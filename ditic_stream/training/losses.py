@@ -32,8 +32,8 @@ def squared_error(x_B3HW: Tensor, y_B3HW: Tensor) -> Tensor:
 
 
 def structure_loss(x_B3HW: Tensor, y_B3HW: Tensor) -> Tensor:
-    """About 1 - MS-SSIM per picture (B,): 8x8 box windows in place of Gaussians, means in place of products; the finest scale,
-    which weighs 4 %, is left out.  1 - cs of SSIM is exactly error variance over (both variances + C2)."""
+    """About 1 - MS-SSIM per picture (B,): 8x8 box windows in place of Gaussians, means in place of products; the finest
+    scale, which weighs 4 %, is left out.  1 - cs of SSIM is exactly error variance over (both variances + C2)."""
     loss = torch.zeros(x_B3HW.shape[0], device=x_B3HW.device)
     last = len(SCALE_WEIGHTS) - 1
     for scale, weight in enumerate(SCALE_WEIGHTS):
@@ -50,7 +50,8 @@ def structure_loss(x_B3HW: Tensor, y_B3HW: Tensor) -> Tensor:
 
 
 def self_distillation(features_BChw: Tensor, denoised_BChw: Tensor, std_C: Tensor) -> Tensor:
-    """Hinge on the cosine between the encoder's own latent and the denoised one, per position, mean (B,): DiT-IC, alignment 2."""
+    """Hinge on the cosine between the encoder's own latent and the denoised one, per position, mean (B,): DiT-IC,
+    alignment 2."""
     std = std_C[:, None, None]
     cosine = F.cosine_similarity(features_BChw.detach() / std, denoised_BChw / std, dim=1)
     return F.relu(0.5 - cosine).mean((1, 2))

@@ -1,8 +1,9 @@
 """The training run: one end-to-end stage over a continuum of rates, resumable at any checkpoint.
 
-In: a TrainConfig.  Out, in its folder: `checkpoint.pt` (everything needed to go on), `log.jsonl` (a line per report) and, at the
-end, `weights.safetensors` (see `training.export`).  Same code on CPU and CUDA; on a CPU with several cores, `threads` replicas
-share the parameters and average their gradients, one torch thread each, so that a busy core slows a step and not an operator.
+In: a TrainConfig.  Out, in its folder: `checkpoint.pt` (everything needed to go on), `log.jsonl` (a line per report)
+and, at the end, `weights.safetensors` (see `training.export`).  Same code on CPU and CUDA; on a CPU with several cores,
+`threads` replicas share the parameters and average their gradients, one torch thread each, so that a busy core slows a
+step and not an operator.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ class TrainConfig:
     """Preset of sizes."""
     minutes: float = 60.0
     """Wall time to train; the learning rate falls over it (cosine)."""
+    steps: int = 0
+    """Steps to train in place of `minutes`, when not 0: a run that repeats whatever the machine's speed."""
     batch: int = 8
     """Crops a step, over all replicas."""
     side: int = 256
@@ -99,7 +102,7 @@ class Trainer:
         self.training = kept
         self.network = Network(PRESETS[config.model])
         principal_start(self.network, Crops(kept, 256, 2).batch(192))
-        self.network.to(self.device, memory_format=torch.channels_last)
+        self.network.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.averaged = copy.deepcopy(self.network).requires_grad_(False).eval()
         self.optimiser = torch.optim.AdamW(_groups(self.network, config.rate), betas=(0.9, 0.97), eps=1e-8)
         self.steps, self.elapsed = 0, 0.0
@@ -107,17 +110,19 @@ class Trainer:
             self._restore()
         replicas = 1 if self.device.type == "cuda" else config.threads
         self.replicas = [self.network, *(_sharing(self.network) for _ in range(replicas - 1))]
-        self.crops = [Crops(kept, config.side, 1000 * config.seed + 10 + i + 7919 * self.steps) for i in range(replicas)]
+        self.crops = [
+            Crops(kept, config.side, 1000 * config.seed + 10 + i + 7919 * self.steps) for i in range(replicas)
+        ]
 
     def train(self) -> None:
         """Step until the time is up, reporting and saving on the way."""
-        budget, last = self.config.minutes * 60, self.elapsed
+        last = self.elapsed
         reported: list[Tensor] = []
-        began = time.monotonic() - self.elapsed
         self._report(reported)
+        began = time.monotonic() - self.elapsed
         with ThreadPoolExecutor(len(self.replicas)) as pool:
-            while self.elapsed < budget:
-                reported.append(self._step(pool, self.elapsed / budget))
+            while (progress := self._progress()) < 1:
+                reported.append(self._step(pool, progress))
                 self.elapsed = time.monotonic() - began
                 if self.elapsed - last > self.config.report:
                     last = self.elapsed
@@ -126,6 +131,10 @@ class Trainer:
                     reported.clear()
         self._save()
         self._report(reported)
+
+    def _progress(self) -> float:
+        """How far the run is, 0..1 and beyond."""
+        return self.steps / self.config.steps if self.config.steps else self.elapsed / (self.config.minutes * 60)
 
     def _step(self, pool: ThreadPoolExecutor, progress: float) -> Tensor:
         warm = min(1.0, progress / 0.03)
@@ -137,7 +146,9 @@ class Trainer:
         first, *others = (list(r.parameters()) for r in self.replicas)
         for other in others:
             with torch.no_grad():
-                torch._foreach_add_([p.grad for p in first if p.grad is not None], [p.grad for p in other if p.grad is not None])
+                torch._foreach_add_(
+                    [p.grad for p in first if p.grad is not None], [p.grad for p in other if p.grad is not None]
+                )
             for p in other:
                 p.grad = None
         norm = torch.nn.utils.clip_grad_norm_(first, 1.0)
@@ -147,16 +158,23 @@ class Trainer:
         self.steps += 1
         decay = min(0.998, (1 + self.steps) / (10 + self.steps))
         with torch.no_grad():
-            torch._foreach_lerp_(list(self.averaged.parameters()), first, 1 - decay)
+            torch._foreach_lerp_(list(self.averaged.parameters()), [p.data for p in first], 1 - decay)
         return parts.mean(0)
 
     def _backward(self, index: int) -> Tensor:
         config, network, crops = self.config, self.replicas[index], self.crops[index]
-        x = crops.batch(config.batch // len(self.replicas)).to(self.device).contiguous(memory_format=torch.channels_last)
+        x = (
+            crops.batch(config.batch // len(self.replicas))
+            .to(self.device)
+            .contiguous(memory_format=torch.channels_last)
+        )
         level = torch.rand(len(x), generator=crops.random).to(self.device) * (LEVELS - 1)
         anchor = (0, 0)
         if float(torch.rand((), generator=crops.random)) < 0.25:
-            anchor = (int(torch.randint(8, (), generator=crops.random)), int(torch.randint(8, (), generator=crops.random)))
+            anchor = (
+                int(torch.randint(8, (), generator=crops.random)),
+                int(torch.randint(8, (), generator=crops.random)),
+            )
         with torch.autocast(self.device.type, torch.bfloat16):
             y, coded, features, denoised = network(x, level, anchor)
         y = y.float()
@@ -168,15 +186,19 @@ class Trainer:
         balanced = loss * (rate_weight((LEVELS - 1) / 2) / weight).sqrt()
         total = balanced.mean()
         if config.distillation:
-            total = total + config.distillation * self_distillation(features, denoised, network.codec.feature_std).mean()
-        (total / len(self.replicas)).backward()  # type: ignore[no-untyped-call]
+            total = (
+                total + config.distillation * self_distillation(features, denoised, network.codec.feature_std).mean()
+            )
+        (total / len(self.replicas)).backward()
         return torch.stack([loss.log().mean(), bpp.mean(), error.mean(), structure.mean()]).detach().cpu()
 
     @torch.no_grad()
     def _report(self, parts: list[Tensor]) -> None:
         line: dict[str, object] = {"step": self.steps, "seconds": round(self.elapsed, 1)}
         if parts:
-            line["train"] = dict(zip(("log_j", "bpp", "mse", "structure"), _rounded(torch.stack(parts).mean(0)), strict=True))
+            line["train"] = dict(
+                zip(("log_j", "bpp", "mse", "structure"), _rounded(torch.stack(parts).mean(0)), strict=True)
+            )
         line["validation"] = evaluate(self.averaged, self.validation.to(self.device))
         line["smooth"] = block_steps(self.averaged, self.device)
         with (self.folder / "log.jsonl").open("a") as log:
@@ -220,7 +242,9 @@ def evaluate(network: Network, x_B3HW: Tensor) -> list[dict[str, float]]:
             y = (y.clamp(0, 1) * 255).round() / 255
             bpp = (coded.bits_y + coded.bits_z) / (x.shape[2] * x.shape[3])
             error, structure = squared_error(x, y), structure_loss(x, y)
-            parts.append(torch.stack([bpp, 10 * (65025 / error).log10(), structure, (bpp + rate_weight(level) * error).log()]))
+            parts.append(
+                torch.stack([bpp, 10 * (65025 / error).log10(), structure, (bpp + rate_weight(level) * error).log()])
+            )
         row = torch.cat(parts, 1).mean(1)
         rows.append(dict(zip(("bpp", "psnr", "structure", "log_j"), _rounded(row), strict=True)))
     return rows
@@ -228,7 +252,8 @@ def evaluate(network: Network, x_B3HW: Tensor) -> list[dict[str, float]]:
 
 @torch.no_grad()
 def block_steps(network: Network, device: torch.device | str = "cpu") -> list[dict[str, float]]:
-    """Mean absolute gradient across multiples of 32, 16 and 8 px over that elsewhere, on smooth pictures; 1 is perfect."""
+    """Mean absolute gradient across multiples of 32, 16 and 8 px over that elsewhere, on smooth pictures; 1 is
+    perfect."""
     x = smooth_pictures().to(device)
     rows = []
     for level in (0.0, 2.0, 4.0, 6.0):
@@ -240,7 +265,10 @@ def block_steps(network: Network, device: torch.device | str = "cpu") -> list[di
 
 def block_ratios(y_B3HW: Tensor) -> dict[str, float]:
     """See `block_steps`; for any pictures whose sides are multiples of 32 cells' borders."""
-    across = [(y_B3HW[:, :, 1:] - y_B3HW[:, :, :-1]).abs().mean((0, 1, 3)), (y_B3HW[..., 1:] - y_B3HW[..., :-1]).abs().mean((0, 1, 2))]
+    across = [
+        (y_B3HW[:, :, 1:] - y_B3HW[:, :, :-1]).abs().mean((0, 1, 3)),
+        (y_B3HW[..., 1:] - y_B3HW[..., :-1]).abs().mean((0, 1, 2)),
+    ]
     place = [torch.arange(1, len(a) + 1, device=a.device) for a in across]
     elsewhere = torch.cat([a[p % 8 != 0] for a, p in zip(across, place, strict=True)]).mean().clamp_min(1e-6)
     chosen = {"32": lambda p: p % 32 == 0, "16": lambda p: p % 32 == 16, "8": lambda p: p % 16 == 8}
@@ -256,8 +284,11 @@ def smooth_pictures(side: int = 256, seed: int = 5) -> Tensor:
     position = torch.linspace(0, 1, side)
     ramps = [0.3 + 0.3 * position.expand(side, side), 0.5 + 0.08 * (position[:, None] + position)]
     hazes = [
-        torch.nn.functional.interpolate(torch.rand(1, 1, n, n, generator=random), (side, side), mode="bicubic", align_corners=True)[0, 0]
-        * 0.3 + 0.3
+        torch.nn.functional.interpolate(
+            torch.rand(1, 1, n, n, generator=random), (side, side), mode="bicubic", align_corners=True
+        )[0, 0]
+        * 0.3
+        + 0.3
         for n in (3, 4, 5, 7)
     ]
     gray = torch.stack([*ramps, *hazes])[:, None]
