@@ -97,7 +97,7 @@ def decode(
     buffer = _Strips(window, radiometry, grid, scratch)
     total, ready = window.height * window.width, 0
     jobs = len(rows) * len(cols)
-    with nullcontext(executor) if executor else executor_for(workers, jobs, total) as running:
+    with nullcontext(executor) if executor else executor_for(workers, device, jobs, total) as running:
         rendered = _rendered(archive, rows, cols, running, device, scratch, damage, fill)
         for key, pixels in rendered:
             done = blender.add(key, pixels)

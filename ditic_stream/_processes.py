@@ -240,6 +240,10 @@ class ProcessExecutor:
                 env={**os.environ, **ONE_THREAD},
                 pass_fds=(theirs.fileno(), *(shared.fd for shared in self._shared)),
             )
+        except OSError as error:
+            ours.close()
+            log.close()
+            raise TaskError(f"no worker can be started ({error.strerror}); use fewer --workers") from error
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             theirs.close()

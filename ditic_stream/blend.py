@@ -6,9 +6,11 @@ Knows the fixed grid and its ramps; knows nothing of latents, models, dtypes of 
 Neighbouring windows share `2 x overlap` pixels around the border of their cores, and cross-fade there.  The two weights
 at a pixel are t and 1 - t and sum to one:
 
-    left    ----\\ /----    right         a + (b - a) * t,   t = (k + 1/2) / (2 overlap),   k = 0 .. 2 overlap - 1
+    left    ----\\ /----    right         a + (b - a) * t,   t = (k + 1/2 - overlap / 2) / overlap within 0..1
                  X
-    0       ____/ \\____    0             border of the cores between k = overlap - 1 and k = overlap
+    0       ____/ \\____    0             k = 0 .. 2 overlap - 1; the cores meet between overlap - 1 and overlap
+
+The outer half of a window's overlap has no weight: there a decoder lacks the cells beyond the window, and shows it.
 
 First left meets right, then upper meets lower: an order fixed by the grid and not by arrival, so a pixel has the same
 bits whichever rectangle of windows is decoded around it.  Written as a step from a towards b, the fade leaves a
@@ -31,9 +33,9 @@ Pixels = NDArray[np.float32]
 
 
 def ramp(overlap: int) -> Pixels:
-    """The weight of the later window at the 2 x `overlap` pixels around a border: rising, symmetric, never 0 or 1."""
+    """Weight of the later window at the 2 x `overlap` pixels around a border: 0, rising through the middle half, 1."""
     steps = np.arange(2 * overlap, dtype=np.float32)
-    return (steps + np.float32(0.5)) / np.float32(2 * overlap or 1)
+    return ((steps + np.float32(0.5 - overlap / 2)) / np.float32(overlap or 1)).clip(0, 1)
 
 
 @dataclass(frozen=True, slots=True)

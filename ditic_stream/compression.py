@@ -112,7 +112,8 @@ def compress(
     with open_source(source, expand_palette=expand_palette) as scene:
         grid = Grid(height=scene.height, width=scene.width, config=config)
         jobs = grid.shard_rows * grid.shard_cols
-        with nullcontext(executor) if executor else executor_for(workers, jobs, grid.height * grid.width) as running:
+        pixels = grid.height * grid.width
+        with nullcontext(executor) if executor else executor_for(workers, device, jobs, pixels) as running:
             folder = target if dry_run else _folder(target, overwrite)
             ((_, described),) = running.run_unordered(Describe(model, device), [None])
             manifest = _manifest(scene, grid, described, quality, q, device, folder)

@@ -145,14 +145,17 @@ def one_thread() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def executor_for(workers: int | None, jobs: int, pixels: int) -> Iterator[Executor]:
+def executor_for(workers: int | None, device: str, jobs: int, pixels: int) -> Iterator[Executor]:
     """The executor for so many workers and jobs: this process itself where one will do.
 
-    workers: None takes the cores, but no more than there is work for: a process takes seconds to start.
+    workers: None takes the cores, but no more than there is work for, as a process takes seconds to start; and one
+    where the networks run on another device, which several would only share.
     """
     if workers is not None and workers < 1:
         raise ConfigError(f"{workers} workers cannot work; use 1 or more")
-    count = min(workers or min(cores(), max(pixels // PIXELS_A_WORKER, 1)), jobs)
+    if workers is None:
+        workers = min(cores(), max(pixels // PIXELS_A_WORKER, 1)) if device == "cpu" else 1
+    count = min(workers, jobs)
     with SerialExecutor() if count == 1 else ProcessExecutor(count) as made:
         yield made
 

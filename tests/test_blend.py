@@ -56,8 +56,8 @@ def reference(grid: Grid) -> np.ndarray:
             (window.col, window.col_end, core.col, core.col_end, grid.width),
         ):
             at = np.arange(begin, end) + 0.5
-            up = (at - (first - overlap)) / (2 * overlap) if first and overlap else np.ones_like(at)
-            down = ((last + overlap) - at) / (2 * overlap) if last < side and overlap else np.ones_like(at)
+            up = (at - (first - overlap / 2)) / overlap if first and overlap else np.ones_like(at)
+            down = ((last + overlap / 2) - at) / overlap if last < side and overlap else np.ones_like(at)
             axes.append(np.clip(np.minimum(up, down), 0, 1))
         weights[key] = axes[0][:, None] * axes[1][None, :]
     total, scene = np.zeros((grid.height, grid.width)), np.zeros((CHANNELS, grid.height, grid.width))
@@ -74,7 +74,8 @@ def test_weights_sum_to_one_for_any_overlap(overlap: int) -> None:
     weight = ramp(overlap)
     assert weight.shape == (2 * overlap,)
     assert (weight + weight[::-1] == 1).all()
-    assert (np.diff(weight) > 0).all()
+    assert (np.diff(weight[overlap // 2 : -overlap // 2]) > 0).all()
+    assert not weight[: overlap // 2].any() and (weight[-overlap // 2 :] == 1).all()
 
 
 @settings(max_examples=25, deadline=None)

@@ -147,21 +147,39 @@ def test_what_the_callers_own_callback_raises_comes_back_as_it_is(executor: Exec
 def test_fewer_than_one_worker_is_refused_and_one_stays_in_this_process() -> None:
     with pytest.raises(ConfigError, match="0 workers"):
         ProcessExecutor(0)
-    with pytest.raises(ConfigError, match="0 workers"), executor_for(0, 9, 10**9):
+    with pytest.raises(ConfigError, match="0 workers"), executor_for(0, "cpu", 9, 10**9):
         pass
 
 
 @pytest.mark.parametrize(
-    ("workers", "jobs", "pixels", "expected"),
-    [(1, 9, 10**9, 1), (4, 1, 10**9, 1), (2, 9, 10, 2), (9, 3, 10, 3), (None, 9, 10**9, 4), (None, 9, 10**6, 1)],
+    ("workers", "device", "jobs", "pixels", "expected"),
+    [
+        (1, "cpu", 9, 10**9, 1),
+        (4, "cpu", 1, 10**9, 1),
+        (2, "cpu", 9, 10, 2),
+        (9, "cpu", 3, 10, 3),
+        (None, "cpu", 9, 10**9, 4),
+        (None, "cpu", 9, 10**6, 1),
+        (None, "cuda", 9, 10**9, 1),
+        (2, "cuda", 9, 10**9, 2),
+    ],
 )
 def test_workers_are_as_asked_or_as_many_as_cores_and_work_allow(
-    workers: int | None, jobs: int, pixels: int, expected: int, monkeypatch: pytest.MonkeyPatch
+    workers: int | None, device: str, jobs: int, pixels: int, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(executors, "cores", lambda: 4)
-    with executor_for(workers, jobs, pixels) as made:
+    with executor_for(workers, device, jobs, pixels) as made:
         assert made.workers == expected
         assert isinstance(made, SerialExecutor if expected == 1 else ProcessExecutor)
+
+
+def test_a_system_that_starts_no_process_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    with ProcessExecutor(2) as executor, pytest.raises(TaskError, match="no worker can be started"):
+        list(executor.run_unordered(Square(tmp_path), [1]))
 
 
 def test_there_is_a_core() -> None:

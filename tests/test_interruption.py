@@ -1,7 +1,7 @@
 """Killed anywhere, interrupted, out of disk: the same command again gives the bytes of a run that was left alone.
 
-Everything here is a real `ditic-stream` process with real worker processes; only the codec is the fake one, slowed down
-so that there is something to interrupt.
+Everything here is a real `ditic-stream` process with real workers.  Most use the fake codec, slowed down so that
+there is something to interrupt at a known point; the last ones the `tiny` networks, at random moments.
 """
 
 from __future__ import annotations
@@ -38,11 +38,13 @@ PATIENCE = 60.0
 
 
 class Command:
-    """A running `ditic-stream`, leader of its own process group."""
+    """A running `ditic-stream`, leader of its own process group.  fake: with the fake codec, `seconds` a tile."""
 
-    def __init__(self, *arguments: object, seconds: float = 0.0, limit: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self, *arguments: object, fake: bool = True, seconds: float = 0.0, limit: Callable[[], None] | None = None
+    ) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-c", RUNNER, *map(str, arguments)],
+            [sys.executable, *(["-c", RUNNER] if fake else ["-m", "ditic_stream"]), *map(str, arguments)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -302,3 +304,64 @@ def test_killed_again_and_again_at_random_moments_it_still_arrives(
     code, said = compress(scene, target).end()
     assert code == 0 or "is a complete archive" in said
     assert content(target) == undisturbed
+
+
+# --- the real networks
+
+
+def compress_tiny(scene: Path, target: Path, workers: int = 2) -> Command:
+    return Command("compress", scene, target, "--model", "tiny", "--tile", 256, "--workers", workers, fake=False)
+
+
+@pytest.fixture(scope="module")
+def undisturbed_tiny(scene: Path) -> tuple[dict[str, bytes], float]:
+    """What one worker makes when it is left alone, and the seconds that two take."""
+    alone, two = scene.with_name("alone.ditic"), scene.with_name("two.ditic")
+    assert compress_tiny(scene, alone, workers=1).end()[0] == 0
+    began = time.monotonic()
+    assert compress_tiny(scene, two).end()[0] == 0
+    seconds = time.monotonic() - began
+    assert content(two) == content(alone)
+    return content(alone), seconds
+
+
+def _kill_and_go_on(scene: Path, target: Path, after: float, whom: str) -> None:
+    command = compress_tiny(scene, target)
+    time.sleep(after)
+    workers = command.workers()
+    if whom == "worker" and workers:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(workers[0], signal.SIGKILL)
+        assert command.end()[0] == 0
+        return
+    if whom == "parent":
+        command.process.kill()
+        command.process.communicate()
+    command.kill()
+
+
+def _arrives(scene: Path, target: Path, expected: dict[str, bytes]) -> None:
+    code, said = compress_tiny(scene, target).end()
+    assert code == 0 or "is a complete archive" in said, said
+    assert content(target) == expected
+
+
+@pytest.mark.parametrize(("share", "whom"), [(0.6, "parent"), (0.9, "group"), (0.7, "worker")])
+def test_the_networks_killed_on_the_way_give_the_same_bytes(
+    scene: Path, target: Path, undisturbed_tiny: tuple[dict[str, bytes], float], share: float, whom: str
+) -> None:
+    expected, seconds = undisturbed_tiny
+    _kill_and_go_on(scene, target, share * seconds, whom)
+    _arrives(scene, target, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(20))
+def test_the_networks_killed_at_a_random_moment_give_the_same_bytes(
+    scene: Path, target: Path, undisturbed_tiny: tuple[dict[str, bytes], float], seed: int
+) -> None:
+    expected, seconds = undisturbed_tiny
+    rng = random.Random(seed)
+    for _ in range(2):
+        _kill_and_go_on(scene, target, rng.uniform(0, seconds), rng.choice(["parent", "group", "worker"]))
+    _arrives(scene, target, expected)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,9 @@ import fakes
 import numpy as np
 import pytest
 import tifffile
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pictures import landscape, write_scene
 
 from ditic_stream import _decoding, compression, regions
 from ditic_stream._rendering import DecodeTile, Pause, schedule, spool_depth
@@ -36,8 +36,14 @@ TILE = 256
 
 
 @pytest.fixture(autouse=True)
-def fake_codec(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "ditic_stream.codec", fakes.module())
+def fake_codec(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "real_codec" not in request.fixturenames:
+        monkeypatch.setitem(sys.modules, "ditic_stream.codec", fakes.module())
+
+
+@pytest.fixture(scope="module")
+def real_codec() -> None:
+    """Asked for by tests of the networks."""
 
 
 def picture(height: int, width: int, bands: int = 3, dtype: str = "uint8") -> np.ndarray:
@@ -178,11 +184,11 @@ indexes = st.one_of(
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, np.ndarray]]:
+def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "ditic_stream.codec", fakes.module())
         archive = archive_of(tmp_path_factory.mktemp("small"), picture(60, 60))
-        yield archive, whole(archive)
+        return archive, whole(archive)
 
 
 @settings(max_examples=80, deadline=None)
@@ -470,3 +476,58 @@ def test_windows_of_which_nothing_is_seen_are_not_rendered(tmp_path: Path, monke
     with regions.open_scene(archive) as scene:
         assert np.array_equal(scene[...], decoded, equal_nan=True)
     assert len(rendered) == 2
+
+
+# --- the real networks
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
+    """An archive by `tiny`, and what decompress makes of it in this process."""
+    folder = tmp_path_factory.mktemp("networks")
+    source = write_scene(folder / "scene.tif", landscape(600, 530))
+    compression.compress(source, folder / "scene.ditic", model="tiny", tile=TILE, workers=1)
+    return folder / "scene.ditic", whole(folder / "scene.ditic")
+
+
+@pytest.mark.usefixtures("real_codec")
+class TestNetworks:
+    @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(data=st.data())
+    def test_region_equals_crop_of_whole_scene(self, networks: tuple[Path, np.ndarray], data: st.DataObject) -> None:
+        archive, expected = networks
+        row, col = data.draw(st.integers(0, 599)), data.draw(st.integers(0, 529))
+        window = Window(
+            row=row,
+            col=col,
+            height=data.draw(st.integers(1, 600 - row)),
+            width=data.draw(st.integers(1, 530 - col)),
+        )
+        with regions.open_scene(archive) as scene:
+            pixels = scene.read(window)
+        assert (pixels.transpose(1, 2, 0) == expected[row : window.row_end, col : window.col_end]).all()
+
+    @pytest.mark.parametrize("workers", [2, 3])
+    def test_worker_count_changes_neither_a_byte_nor_a_bit(
+        self, networks: tuple[Path, np.ndarray], workers: int, tmp_path: Path
+    ) -> None:
+        archive, expected = networks
+        compression.compress(
+            archive.with_name("scene.tif"), tmp_path / "a.ditic", model="tiny", tile=TILE, workers=workers
+        )
+        for path in sorted(archive.rglob("*")):
+            if path.is_file():
+                assert (tmp_path / "a.ditic" / path.relative_to(archive)).read_bytes() == path.read_bytes()
+        assert (whole(tmp_path / "a.ditic", workers=workers) == expected).all()
+
+    def test_the_callers_threads_do_not_change_a_bit(self, networks: tuple[Path, np.ndarray]) -> None:
+        import torch
+
+        archive, expected = networks
+        before = torch.get_num_threads()
+        torch.set_num_threads(4)
+        try:
+            assert (whole(archive) == expected).all()
+            assert torch.get_num_threads() == 4
+        finally:
+            torch.set_num_threads(before)

@@ -25,7 +25,14 @@ from ditic_stream.models.config import LEVELS, PRESETS
 from ditic_stream.models.network import Network
 from ditic_stream.training.data import Crops, load_pictures
 from ditic_stream.training.init import principal_start
-from ditic_stream.training.losses import STRUCTURE, rate_weight, self_distillation, squared_error, structure_loss
+from ditic_stream.training.losses import (
+    STRUCTURE,
+    border_error,
+    rate_weight,
+    self_distillation,
+    squared_error,
+    structure_loss,
+)
 
 VALIDATION_EVERY, VALIDATION_CROPS = 40, 24
 """Every so many-th picture is held out, and so many crops of those are coded at each report."""
@@ -63,8 +70,8 @@ class TrainConfig:
     """Share of the structural term in the distortion, 0..1; the rest is squared error."""
     distillation: float = 0.05
     """Weight of self-distillation; 0 switches it off."""
-    step: bool = True
-    """False trains without the diffusion step, for ablations."""
+    border: float = 0.2
+    """Weight of the error of steps across cell borders beside the distortion; 0 switches it off."""
     report: float = 120.0
     """Seconds between checkpoints and reports."""
 
@@ -182,6 +189,8 @@ class Trainer:
         bpp = (coded.bits_y + coded.bits_z) / (x.shape[2] * x.shape[3])
         error, structure = squared_error(x, y), structure_loss(x, y)
         distortion = (1 - config.structure) * error + config.structure * STRUCTURE * structure
+        if config.border:
+            distortion = distortion + config.border * border_error(x, y)
         loss = bpp + weight * distortion
         balanced = loss * (rate_weight((LEVELS - 1) / 2) / weight).sqrt()
         total = balanced.mean()
