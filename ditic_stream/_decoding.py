@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from ditic_stream._rendering import DAMAGE, Job, Rendering, RenderWindow, schedule, spool_depth
 from ditic_stream._shared import Scratch
 from ditic_stream.archive import Archive
-from ditic_stream.blend import Blender
+from ditic_stream.blend import Blender, windows_of
 from ditic_stream.errors import ConfigError, MissingTileError, naming
 from ditic_stream.executors import Executor, executor_for
 from ditic_stream.geometry import TileKey, Window
@@ -89,7 +89,7 @@ def decode(
     """The strips of `window` from top to bottom, by however many workers; see regions.decompress for the rest."""
     check_whole(archive, on_error)
     grid, fill = archive.grid, on_error == "fill"
-    rows, cols = grid.touching(window)
+    rows, cols = windows_of(grid, window)
     radiometry = Radiometry.from_json(archive.manifest.radiometry)
     bands = len(radiometry.bands)
     below = Scratch(Blender.below_shape(grid, rows, cols, bands), np.float32, limit=BELOW_BYTES, folder=scratch)
@@ -98,8 +98,7 @@ def decode(
     total, ready = window.height * window.width, 0
     jobs = len(rows) * len(cols)
     with nullcontext(executor) if executor else executor_for(workers, device, jobs, total) as running:
-        rendered = _rendered(archive, rows, cols, running, device, scratch, damage, fill)
-        for key, pixels in rendered:
+        for key, pixels in _rendered(archive, rows, cols, running, device, scratch, damage, fill):
             done = blender.add(key, pixels)
             below.release()
             if done is None or not done[0].meets(window):

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,7 +31,7 @@ from ditic_stream.errors import (
 )
 from ditic_stream.executors import Note, Shared, one_thread
 from ditic_stream.geometry import TileKey
-from ditic_stream.latents import Fetch, Latent, LatentSpool, assemble
+from ditic_stream.latents import Cells, Latent, LatentSpool, assemble
 from ditic_stream.manifest import Manifest
 from ditic_stream.tiling import Grid
 
@@ -159,7 +160,7 @@ class Rendering:
                     return decoded
                 if isinstance(job, RenderWindow) and not job.blank:
                     note(job.key)
-                    pixels = render_window(archive, codec, job.key, spool.get)
+                    pixels = render_window(archive, codec, job.key, assemble(archive.grid, job.key, spool.get))
                     self.slots.floats(job.slot * self.slot_bytes, pixels.shape)[...] = pixels
                 return None
 
@@ -167,11 +168,17 @@ class Rendering:
                 yield run
 
 
+@lru_cache(maxsize=2)
+def _loaded(load: Callable[..., TileCodec], name: str, device: str) -> TileCodec:
+    """A codec that is loaded already, for those who open one archive after another."""
+    return load(name, device=device)
+
+
 def codec_of(manifest: Manifest, device: str) -> TileCodec:
     """The codec an archive names; WeightsError when the weights at hand are others."""
     from ditic_stream.codec import load_codec
 
-    codec = load_codec(manifest.model.name, device=device)
+    codec = _loaded(load_codec, manifest.model.name, device)
     if codec.info.weights != manifest.model.weights:
         raise WeightsError(
             f"the archive needs weights {manifest.model.weights[:16]}... of {manifest.model.name}, this release has "
@@ -202,13 +209,12 @@ def decode_tile(archive: Archive, codec: TileCodec, key: TileKey, *, fill: bool)
         return zero, Decoded(key, damage=error.message)
 
 
-def render_window(archive: Archive, codec: TileCodec, key: TileKey, fetch: Fetch) -> Pixels:
-    """The pixels of a tile's decode window, float32 (bands, rows, columns), network units.
+def render_window(archive: Archive, codec: TileCodec, key: TileKey, cells: Cells) -> Pixels:
+    """The pixels of a tile's decode window, float32 (bands, rows, columns), network units, from its latents.
 
-    The last group's repeated bands are left out.
+    The last group's repeated bands are left out.  Safe in several threads.
     """
-    grid = archive.grid
-    cells, window, canvas = assemble(grid, key, fetch), grid.decode_window(key), grid.latent_window(key)
+    window, canvas = archive.grid.decode_window(key), archive.grid.latent_window(key)
     with naming(key):
         pixels = codec.render(cells.values, cells.scales, archive.manifest.q, (canvas.row, canvas.col))
     bands = pixels.reshape(-1, *pixels.shape[2:])[: archive.manifest.image.bands]

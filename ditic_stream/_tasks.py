@@ -17,6 +17,8 @@ ATTEMPTS = 3
 """Times a key is tried before it is given up."""
 WORDS = 400
 """Characters of a foreign error, or of a dead worker's last words, that are passed on."""
+NO_MEMORY = ("can't allocate memory", "out of memory")
+"""What torch says in a RuntimeError, on a CPU and on a GPU."""
 
 K_contra = TypeVar("K_contra", contravariant=True)
 R_co = TypeVar("R_co", covariant=True)
@@ -55,7 +57,7 @@ def translated(error: Exception) -> Exception:
     """What may travel and be shown: DiticErrors as they are, others as a TaskError in their own words."""
     if isinstance(error, DiticError):
         return error
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY):
         return TaskError("out of memory; use fewer --workers or a smaller --tile, and run the same command again")
     told = TaskError(f"failed with {described(error)}; run the same command again, or report it")
     told.add_note("".join(traceback.format_exception(error)))  # a cause would not survive pickling, a note does

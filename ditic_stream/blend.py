@@ -3,14 +3,13 @@
 In: (TileKey, pixels of its decode window) in row-major order.  Out: (Window, pixels), each pixel once and final.
 Knows the fixed grid and its ramps; knows nothing of latents, models, dtypes of files or masks.
 
-Neighbouring windows share `2 x overlap` pixels around the border of their cores, and cross-fade there.  The two weights
-at a pixel are t and 1 - t and sum to one:
+Neighbouring windows share `2 x overlap` pixels around the border of their cores.  The outer half of a window's overlap
+is thrown away: there a decoder lacks the cells beyond the window, and shows it.  In the inner half, `fade` =
+overlap / 2 pixels on each side of the border, the two cross-fade.  Their weights are t and 1 - t and sum to one:
 
-    left    ----\\ /----    right         a + (b - a) * t,   t = (k + 1/2 - overlap / 2) / overlap within 0..1
+    left    ----\\ /----    right         a + (b - a) * t,   t = (k + 1/2) / (2 fade),   k = 0 .. 2 fade - 1
                  X
-    0       ____/ \\____    0             k = 0 .. 2 overlap - 1; the cores meet between overlap - 1 and overlap
-
-The outer half of a window's overlap has no weight: there a decoder lacks the cells beyond the window, and shows it.
+    0       ____/ \\____    0             the cores meet between k = fade - 1 and k = fade
 
 First left meets right, then upper meets lower: an order fixed by the grid and not by arrival, so a pixel has the same
 bits whichever rectangle of windows is decoded around it.  Written as a step from a towards b, the fade leaves a
@@ -32,26 +31,40 @@ from ditic_stream.tiling import Grid
 Pixels = NDArray[np.float32]
 
 
-def ramp(overlap: int) -> Pixels:
-    """Weight of the later window at the 2 x `overlap` pixels around a border: 0, rising through the middle half, 1."""
-    steps = np.arange(2 * overlap, dtype=np.float32)
-    return ((steps + np.float32(0.5 - overlap / 2)) / np.float32(overlap or 1)).clip(0, 1)
+def fade_of(grid: Grid) -> int:
+    """Pixels on each side of a border in which two windows cross-fade."""
+    return grid.config.overlap // 2
+
+
+def ramp(fade: int) -> Pixels:
+    """The weight of the later window at the 2 x `fade` pixels around a border: rising, symmetric, never 0 or 1."""
+    steps = np.arange(2 * fade, dtype=np.float32)
+    return (steps + np.float32(0.5)) / np.float32(2 * fade or 1)
+
+
+def windows_of(grid: Grid, window: Window) -> tuple[range, range]:
+    """Tile rows and tile columns whose windows have a weight somewhere in `window`."""
+    tile, fade = grid.config.tile, fade_of(grid)
+    return (
+        range(max(window.row - fade, 0) // tile, min((window.row_end - 1 + fade) // tile + 1, grid.rows)),
+        range(max(window.col - fade, 0) // tile, min((window.col_end - 1 + fade) // tile + 1, grid.cols)),
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """One axis of one window: where it fades in, what it finishes, what it leaves to the next.  Scene pixels."""
+    """One axis of one window: what has a weight, where it fades in, what it finishes.  Scene pixels."""
 
     begin: int
-    """First pixel of the decode window."""
+    """First pixel that has a weight."""
     fade: int
     """Pixels from `begin` that fade from the window before; 0 without one in the rectangle, or without overlap."""
     first: int
-    """First finished pixel: `begin`, or behind the overlap when the window before exists but was not asked for."""
+    """First finished pixel: `begin`, or behind the fade when the window before exists but was not asked for."""
     last: int
-    """End of the finished pixels, where the zone left to the next window begins (or the scene ends)."""
+    """End of the finished pixels, where the fade into the next window begins (or the scene ends)."""
     end: int
-    """End of the decode window."""
+    """End of the pixels that have a weight."""
 
 
 def _fade(before: Pixels, after: Pixels, weight: Pixels) -> None:
@@ -69,14 +82,11 @@ class Blender:
     `below_shape`; the caller may put it on disk for scenes that are very wide.
     """
 
-    def __init__(
-        self, grid: Grid, rows: range, cols: range, channels: int, *, below: Pixels | None = None
-    ) -> None:
+    def __init__(self, grid: Grid, rows: range, cols: range, channels: int, *, below: Pixels | None = None) -> None:
         if not rows or not cols or rows[-1] >= grid.rows or cols[-1] >= grid.cols or rows[0] < 0 or cols[0] < 0:
             raise ConfigError(f"tiles {rows} x {cols} are empty or outside the grid of {grid.rows} x {grid.cols}")
         self._grid, self._rows, self._cols = grid, rows, cols
-        self._overlap = grid.config.overlap
-        self._ramp = ramp(self._overlap)
+        self._ramp = ramp(fade_of(grid))
         self._order = iter([TileKey(row, col) for row in rows for col in cols])
         self._right: Pixels | None = None
         self._left_col = self._span(cols[0], cols, grid.width).first
@@ -89,15 +99,15 @@ class Blender:
     def below_shape(grid: Grid, rows: range, cols: range, channels: int) -> tuple[int, int, int]:
         """Shape of the store below a row of windows: (channels, rows, columns)."""
         width = min((cols[-1] + 1) * grid.config.tile, grid.width) - cols[0] * grid.config.tile
-        return channels, 2 * grid.config.overlap if len(rows) > 1 else 0, width + grid.config.overlap
+        return channels, 2 * fade_of(grid) if len(rows) > 1 else 0, width + fade_of(grid)
 
     def _span(self, index: int, among: range, length: int) -> Span:
         """The span of tile row or column `index` when those of `among` are blended, on an axis of `length` pixels."""
-        tile, overlap = self._grid.config.tile, self._overlap
-        begin = max(index * tile - overlap, 0)
-        end = min((index + 1) * tile + overlap, length)
-        last = length if (index + 1) * tile >= length else (index + 1) * tile - overlap
-        zone = min(index * tile + overlap, length) - begin if index else 0
+        tile, fade = self._grid.config.tile, fade_of(self._grid)
+        begin = max(index * tile - fade, 0)
+        end = min((index + 1) * tile + fade, length)
+        last = length if (index + 1) * tile >= length else (index + 1) * tile - fade
+        zone = min(index * tile + fade, length) - begin if index else 0
         if index > among[0]:
             return Span(begin=begin, fade=zone, first=begin, last=last, end=end)
         return Span(begin=begin, fade=0, first=begin + zone, last=last, end=end)
@@ -112,9 +122,12 @@ class Blender:
         expected = next(self._order, None)
         if key != expected:
             raise ConfigError(f"window {key} came where {expected} was due; windows are blended in row-major order")
-        if pixels.shape[1:] != self._grid.decode_window(key).shape:
-            raise ConfigError(f"window {key} has {pixels.shape[1:]} pixels, not {self._grid.decode_window(key).shape}")
+        window = self._grid.decode_window(key)
+        if pixels.shape[1:] != window.shape:
+            raise ConfigError(f"window {key} has {pixels.shape[1:]} pixels, not {window.shape}")
+        row = self._span(key.row, self._rows, self._grid.height)
         col = self._span(key.col, self._cols, self._grid.width)
+        pixels = pixels[:, row.begin - window.row : row.end - window.row, col.begin - window.col : col.end - window.col]
         if col.fade:
             assert self._right is not None
             _fade(self._right, pixels[:, :, : col.fade], self._ramp[: col.fade])
@@ -122,7 +135,6 @@ class Blender:
         self._right = pixels[:, :, col.last - col.begin :].copy() if col.last < col.end else None
         if col.first >= col.last:
             return None
-        row = self._span(key.row, self._rows, self._grid.height)
         across = slice(col.first - col.begin, col.last - col.begin)
         waiting = slice(col.first - self._left_col, col.last - self._left_col)
         if row.fade:
@@ -131,5 +143,5 @@ class Blender:
             self._below[:, : row.end - row.last, waiting] = pixels[:, row.last - row.begin :, across]
         if row.first >= row.last:
             return None
-        window = Window(row=row.first, col=col.first, height=row.last - row.first, width=col.last - col.first)
-        return window, pixels[:, row.first - row.begin : row.last - row.begin, across]
+        done = Window(row=row.first, col=col.first, height=row.last - row.first, width=col.last - col.first)
+        return done, pixels[:, row.first - row.begin : row.last - row.begin, across]

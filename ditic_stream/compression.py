@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -109,12 +110,12 @@ def compress(
     began = time.monotonic()
     config, target = GridConfig(tile=tile, overlap=overlap), Path(archive)
     q = q_of_quality(quality)
+    folder = target if dry_run else _folder(target, overwrite)
     with open_source(source, expand_palette=expand_palette) as scene:
         grid = Grid(height=scene.height, width=scene.width, config=config)
         jobs = grid.shard_rows * grid.shard_cols
         pixels = grid.height * grid.width
         with nullcontext(executor) if executor else executor_for(workers, device, jobs, pixels) as running:
-            folder = target if dry_run else _folder(target, overwrite)
             ((_, described),) = running.run_unordered(Describe(model, device), [None])
             manifest = _manifest(scene, grid, described, quality, q, device, folder)
             task = EncodeShard(
@@ -134,15 +135,35 @@ def compress(
 
 
 def _folder(target: Path, overwrite: bool) -> Path:
-    """Where the archive is built: the target itself, or a folder beside a zip, which is packed at the end."""
-    if target.suffix != ".zip":
-        return target
-    folder = target.with_name(f"{target.name}{PARTIAL}")
-    if target.exists() and not overwrite:
-        if folder.is_dir():
-            shutil.rmtree(folder)  # a run was killed after packing, before it cleared up
+    """Where the archive is built: the target itself, or a folder beside a zip, which is packed at the end.
+
+    Refuses a complete archive at once, before the source is read.
+    """
+    zipped = target.suffix == ".zip"
+    folder = target.with_name(f"{target.name}{PARTIAL}") if zipped else target
+    if not folder.absolute().parent.is_dir():
+        raise ConfigError(f"{folder.absolute().parent} is not a folder; make it first")
+    if not overwrite and (target.exists() if zipped else _is_complete(folder)):
+        if zipped and _is_complete(folder):  # a run was killed after packing, before it cleared up
+            with _locked(folder):
+                shutil.rmtree(folder)
         raise ConfigError(f"{target} is a complete archive; choose another name or overwrite it")
     return folder
+
+
+def _is_complete(folder: Path) -> bool:
+    earlier = _earlier(folder)
+    return earlier is not None and earlier.complete
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of an archive; LockedError while another run has it."""
+    handle = hold(folder / LOCK)
+    try:
+        yield
+    finally:
+        release(folder / LOCK, handle)
 
 
 def _manifest(
@@ -171,7 +192,7 @@ def _manifest(
             warnings=tuple(scene.warnings),
         ),
         software=f"ditic-stream {__version__}",
-        numerics={"device": device.partition(":")[0]},
+        numerics={"device": device.partition(":")[0], "dtype": "float32", "torch": version("torch").partition("+")[0]},
         attributes=_georeference(scene.metadata, grid),
     )
 
@@ -199,13 +220,9 @@ def _georeference(metadata: Mapping[str, Any], grid: Grid) -> dict[str, Any]:
 
 def _pack(folder: Path, target: Path, overwrite: bool) -> None:
     """Pack the finished folder into the zip, under its lock, and take it away."""
-    lock = folder / LOCK
-    handle = hold(lock)
-    try:
+    with _locked(folder):
         pack_zip(folder, target, overwrite=overwrite)
-    finally:
-        release(lock, handle)
-    shutil.rmtree(folder)
+        shutil.rmtree(folder)
 
 
 def _encode(
@@ -266,8 +283,8 @@ def _estimate(executor: Executor, task: EncodeShard, grid: Grid, target: Path) -
     # The first tile of each worker warms it up: its time says little.
     receipts = [receipt for _, receipt in executor.run_unordered(replace(task, archive=None), sample)]
     pixels, size = sum(receipt.pixels for receipt in receipts), sum(receipt.bytes for receipt in receipts)
-    area = grid.height * grid.width
-    total = round(size * area / pixels) + 16 * len(keys)
+    whole = grid.height * grid.width
+    total = round(size * whole / pixels) + 16 * len(keys)
     speed = sorted(receipt.pixels / receipt.seconds for receipt in receipts)[len(receipts) // 2]
     workers = max(receipt.memory for receipt in receipts) * (executor.workers if executor.workers > 1 else 0)
     return Estimate(
@@ -277,7 +294,7 @@ def _estimate(executor: Executor, task: EncodeShard, grid: Grid, target: Path) -
         sampled=len(sample),
         bytes=total,
         bpp=bits_per_pixel(total, grid.height, grid.width),
-        seconds=round(area / speed / executor.workers, 1),
+        seconds=round(whole / speed / executor.workers, 1),
         memory=workers + peak_memory(),
         warnings=task.manifest.source.warnings,
     )

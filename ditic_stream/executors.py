@@ -33,6 +33,7 @@ __all__ = [
     "SerialExecutor",
     "Shared",
     "Task",
+    "be_one_thread",
     "cores",
     "executor_for",
     "one_thread",
@@ -127,6 +128,13 @@ class SerialExecutor:
                 yield key, result
 
     run_unordered = run_in_order
+
+
+def be_one_thread() -> None:
+    """Let torch, if it is loaded, compute with one thread in the thread that calls this: torch asks each for itself."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_num_threads(1)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,9 @@ Knows where finished pixels go; which windows a request touches and how they are
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,16 +20,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ditic_stream._decoding import Damage, OnError, Pixels, Progress, check_whole, decode, finish
+from ditic_stream._decoding import Damage, OnError, Pixels, Progress, Strip, check_whole, decode, finish
 from ditic_stream._rendering import codec_of, decode_tile, render_window
 from ditic_stream.archive import Archive, open_archive
-from ditic_stream.blend import Blender
-from ditic_stream.executors import Executor, one_thread
+from ditic_stream.blend import Blender, windows_of
+from ditic_stream.executors import Executor, be_one_thread, cores, one_thread
 from ditic_stream.geometry import TileKey, Window
-from ditic_stream.latents import Latent, LatentCache
+from ditic_stream.latents import Cells, Latent, LatentCache, assemble
 from ditic_stream.radiometry import Radiometry
 from ditic_stream.summary import bits_per_pixel, rate
-from ditic_stream.writer import crop_metadata, open_output
+from ditic_stream.writer import Output, crop_metadata, open_output
 
 if TYPE_CHECKING:
     from ditic_stream.codec import TileCodec
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 __all__ = ["Damage", "OnError", "Result", "Scene", "decompress", "open_scene", "strips"]
 CACHE_BYTES = 2**26
 """Latents an open scene keeps between reads."""
+READ_THREADS = 4
+"""Windows an open scene renders at once, at most; each takes some 300 MB at 1024 pixels."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,8 +61,9 @@ class Result:
 class Scene:
     """An archive as an array of pixels, decoded where it is read.  `shape` is (rows, columns, samples).
 
-    A read gives the bits that `decompress` gives there.  It runs in this process, with one thread; tiles decoded last
-    are kept, so that reads near one another are fast.  Not for use by several threads at once.
+    A read gives the bits that `decompress` gives there.  It runs in this process; a few threads render windows, each
+    window by one.  Tiles decoded last are kept, so that reads near one another are fast.  Not for use by several
+    threads at once.
     """
 
     def __init__(self, archive: Archive, *, device: str = "cpu", on_error: OnError = "stop") -> None:
@@ -110,10 +115,10 @@ class Scene:
         grid = self.archive.grid
         window = grid.scene if window is None else window.within(grid.height, grid.width)
         out = np.empty((self._radiometry.samples, *window.shape), self.dtype)
-        rows, cols = grid.touching(window)
+        rows, cols = windows_of(grid, window)
         blender = Blender(grid, rows, cols, self.archive.manifest.image.bands)
-        for key in (TileKey(row, col) for row in rows for col in cols):
-            done = blender.add(key, self._render(key))
+        for key, pixels in self._rendered([TileKey(row, col) for row in rows for col in cols]):
+            done = blender.add(key, pixels)
             if done is not None and done[0].meets(window):
                 part = done[0].intersect(window)
                 units = done[1][(slice(None), *part.slices(done[0]))]
@@ -160,14 +165,25 @@ class Scene:
             self.damage.tiles[key] = decoded.damage
         return latent
 
-    def _render(self, key: TileKey) -> NDArray[np.float32]:
+    def _rendered(self, keys: list[TileKey]) -> Iterator[tuple[TileKey, NDArray[np.float32]]]:
+        """The rendered windows in the order of `keys`.  Latents are put together here, a few windows ahead."""
         codec, grid = self._open_codec(), self.archive.grid
-        with one_thread():
-            for near in grid.neighbours(key):
-                self._latents(near)
+        threads = min(len(keys), cores(), READ_THREADS) if self._device == "cpu" else 1
+        waiting: deque[tuple[TileKey, Future[NDArray[np.float32]]]] = deque()
+
+        def render(key: TileKey, cells: Cells) -> NDArray[np.float32]:
             if self._empty.issuperset(grid.neighbours(key)):  # nothing of it is seen
                 return np.zeros((self.archive.manifest.image.bands, *grid.decode_window(key).shape), np.float32)
-            return render_window(self.archive, codec, key, self._latents)
+            return render_window(self.archive, codec, key, cells)
+
+        with one_thread(), ThreadPoolExecutor(threads, initializer=be_one_thread) as pool:
+            for key in keys:
+                waiting.append((key, pool.submit(render, key, assemble(grid, key, self._latents))))
+                if len(waiting) > threads:
+                    done, future = waiting.popleft()
+                    yield done, future.result()
+            for done, future in waiting:
+                yield done, future.result()
 
     def _open_codec(self) -> TileCodec:
         if self._codec is None:
@@ -224,11 +240,11 @@ def decompress(
             overwrite=overwrite,
             lossy=_lossy(opened),
         ) as output:
-            for strip in decode(
-                opened, window, workers, device, on_error, progress, executor, target.absolute().parent, damage
-            ):
-                at = Window(row=strip.window.row - window.row, col=0, height=strip.window.height, width=window.width)
-                output.write(at, strip.samples, strip.mask)
+            _write(
+                output,
+                window,
+                decode(opened, window, workers, device, on_error, progress, executor, target.absolute().parent, damage),
+            )
         return Result(
             out=str(target),
             height=window.height,
@@ -239,6 +255,19 @@ def decompress(
             degraded=tuple(str(key) for key in damage.degraded(opened)),
             seconds=round(time.monotonic() - began, 3),
         )
+
+
+def _write(output: Output, window: Window, strips: Iterator[Strip]) -> None:
+    """Write strips while the next ones are blended: compressing a strip must not keep the workers waiting."""
+    with ThreadPoolExecutor(1) as writer:
+        written: Future[None] | None = None
+        for strip in strips:
+            if written is not None:
+                written.result()
+            at = Window(row=strip.window.row - window.row, col=0, height=strip.window.height, width=window.width)
+            written = writer.submit(output.write, at, strip.samples, strip.mask)
+        if written is not None:
+            written.result()
 
 
 def strips(

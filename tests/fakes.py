@@ -50,12 +50,20 @@ class FakeTile:
     escapes: bytes = b""
 
 
+def _wait() -> None:
+    """Take FAKE_SECONDS, and as long as the file FAKE_GATE is there."""
+    time.sleep(float(os.environ.get("FAKE_SECONDS", "0")))
+    gate = os.environ.get("FAKE_GATE")
+    while gate and os.path.exists(gate):
+        time.sleep(0.01)
+
+
 class FakeCodec:
     info = FakeInfo()
 
     def encode(self, pixels: np.ndarray, core: tuple[slice, slice], q: int) -> FakeTile:
         """Means of the core's cells, and a trace of the pixel above the core, so that the halo matters."""
-        time.sleep(float(os.environ.get("FAKE_SECONDS", "0")))
+        _wait()
         assert pixels.dtype == np.float32
         assert core[0].start % CELL == core[1].start % CELL == 0
         inner = pixels[:, :, core[0], core[1]]
@@ -82,6 +90,7 @@ class FakeCodec:
         return Cells(np.zeros(shape, np.int16), np.zeros(shape, np.uint8))
 
     def render(self, values: np.ndarray, scales: np.ndarray, q: int, anchor: tuple[int, int]) -> np.ndarray:
+        _wait()
         assert values.dtype == np.int16
         assert scales.dtype == np.uint8
         means = values.astype(np.float32) / STEPS

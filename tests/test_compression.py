@@ -18,6 +18,7 @@ from pictures import landscape, write_scene
 
 from ditic_stream import compression, regions
 from ditic_stream._encoding import EncodeShard, block_means
+from ditic_stream._tasks import translated
 from ditic_stream.archive import create_archive, open_archive
 from ditic_stream.bitstream import EMPTY
 from ditic_stream.compression import Estimate, Result
@@ -136,6 +137,15 @@ def test_the_survey_of_a_stopped_run_is_used_again(tmp_path: Path, monkeypatch: 
     assert content(tmp_path / "a.ditic") == content(tmp_path / "whole.ditic")
 
 
+def test_the_survey_of_another_scene_is_not_used(tmp_path: Path) -> None:
+    source = write_scene(tmp_path / "scene.tif", landscape(300, 300).astype(np.uint16))
+    run(source, tmp_path / "a.ditic")
+    write_scene(source, landscape(300, 300).astype(np.uint16) * 99)
+    run(source, tmp_path / "a.ditic", overwrite=True)
+    run(source, tmp_path / "b.ditic")
+    assert content(tmp_path / "a.ditic") == content(tmp_path / "b.ditic")
+
+
 def test_a_complete_archive_needs_overwrite_and_is_replaced_with_it(scene: Path, tmp_path: Path) -> None:
     run(scene, tmp_path / "a.ditic")
     with pytest.raises(ConfigError, match="complete archive; choose another name or overwrite"):
@@ -213,6 +223,32 @@ def test_a_zip_is_resumed_and_what_a_kill_after_packing_left_is_cleared(scene: P
     assert not list(tmp_path.glob("*.partial"))
 
 
+def test_a_run_that_overwrites_a_zip_is_not_disturbed_by_one_that_may_not(scene: Path, tmp_path: Path) -> None:
+    target = tmp_path / "a.ditic.zip"
+    run(scene, target)
+
+    def second(done: int, total: int) -> None:
+        with pytest.raises(ConfigError, match="complete archive"):
+            run(scene, target)
+        with pytest.raises(LockedError):
+            run(scene, target, quality=51, overwrite=True)
+
+    run(scene, target, quality=51, overwrite=True, progress=second)
+    with open_archive(target) as archive:
+        assert archive.manifest.quality == 51
+
+
+def test_a_complete_archive_is_refused_before_the_scene_is_read(
+    scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a.ditic", "a.ditic.zip"):
+        run(scene, tmp_path / name)
+        with monkeypatch.context() as patch:
+            patch.setattr(compression, "open_source", lambda *_, **__: pytest.fail("read"))
+            with pytest.raises(ConfigError, match="complete archive; choose another name or overwrite"):
+                run(scene, tmp_path / name)
+
+
 def test_killed_between_the_last_shard_and_the_zip_a_run_only_packs(
     scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -279,6 +315,15 @@ def test_other_tools_find_where_the_scene_lies(scene: Path, tmp_path: Path) -> N
 
 
 # --- what is coded
+
+
+def test_every_cell_comes_back_at_its_place(tmp_path: Path) -> None:
+    """Cells of one level each: the fake codec moves a level by 0.2 of the range at most, another place by more."""
+    levels = np.random.default_rng(0).integers(0, 200, (20, 21, 3), np.uint8)
+    pixels = levels.repeat(32, 0).repeat(32, 1)[:637, :650]
+    run(write_scene(tmp_path / "scene.tif", pixels), tmp_path / "a.ditic")
+    with regions.open_scene(tmp_path / "a.ditic") as scene:
+        assert np.abs(scene[...].astype(int) - pixels).max() < 51
 
 
 def test_tiles_without_a_coded_pixel_are_empty_records(tmp_path: Path) -> None:
@@ -395,6 +440,10 @@ def test_memory_that_runs_out_is_tried_again_then_named(
     run(scene, tmp_path / "a.ditic")
     assert content(tmp_path / "a.ditic") == content(tmp_path / "whole.ditic")
     left = 10**9
+    for words in ("[enforce fail] DefaultCPUAllocator: can't allocate memory", "CUDA out of memory. Tried to allocate"):
+        error = translated(RuntimeError(words))
+        assert isinstance(error, TaskError)
+        assert error.message.startswith("out of memory; use fewer --workers")
     with pytest.raises(TaskError, match="tile 0,0: out of memory; use fewer --workers or a smaller --tile"):
         run(scene, tmp_path / "b.ditic")
 

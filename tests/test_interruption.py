@@ -38,10 +38,18 @@ PATIENCE = 60.0
 
 
 class Command:
-    """A running `ditic-stream`, leader of its own process group.  fake: with the fake codec, `seconds` a tile."""
+    """A running `ditic-stream`, leader of its own process group.
+
+    fake: with the fake codec, which takes `seconds` a tile, and waits for as long as the file `gate` is there.
+    """
 
     def __init__(
-        self, *arguments: object, fake: bool = True, seconds: float = 0.0, limit: Callable[[], None] | None = None
+        self,
+        *arguments: object,
+        fake: bool = True,
+        seconds: float = 0.0,
+        gate: Path | None = None,
+        limit: Callable[[], None] | None = None,
     ) -> None:
         self.process = subprocess.Popen(
             [sys.executable, *(["-c", RUNNER] if fake else ["-m", "ditic_stream"]), *map(str, arguments)],
@@ -50,7 +58,7 @@ class Command:
             text=True,
             start_new_session=True,
             preexec_fn=limit,
-            env={**os.environ, "FAKE_SECONDS": str(seconds)},
+            env={**os.environ, "FAKE_SECONDS": str(seconds), "FAKE_GATE": str(gate or "")},
         )
 
     def end(self) -> tuple[int, str]:
@@ -106,10 +114,23 @@ def undisturbed(scene: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture
+def gate(tmp_path: Path) -> Path:
+    """A file that is not there.  Touched, it stops the fake codec before its next tile."""
+    return tmp_path / "gate"
+
+
+@pytest.fixture
 def target(tmp_path: Path) -> Iterator[Path]:
     yield tmp_path / "a.ditic"
     assert not list(tmp_path.rglob("*.partial"))
     assert not list(tmp_path.rglob(".lock"))
+
+
+def _arrives(last: Command, target: Path, expected: dict[str, bytes]) -> None:
+    """The last run of many ends well, or finds that the one before had ended before it was killed."""
+    code, said = last.end()
+    assert code == 0 or "is a complete archive" in said, said
+    assert content(target) == expected
 
 
 def records(target: Path) -> int:
@@ -132,14 +153,26 @@ def _runs(pid: int) -> bool:
     return False
 
 
-@pytest.mark.parametrize("whom", ["parent", "group"])
-@pytest.mark.parametrize("shards", [0, 4, 11])
+@pytest.mark.parametrize(
+    ("shards", "whom"),
+    [
+        (0, "group"),
+        (4, "parent"),
+        pytest.param(0, "parent", marks=pytest.mark.slow),
+        pytest.param(4, "group", marks=pytest.mark.slow),
+        pytest.param(11, "group", marks=pytest.mark.slow),
+        pytest.param(11, "parent", marks=pytest.mark.slow),
+    ],
+)
 def test_killed_after_some_shards_it_resumes_and_gives_the_same_bytes(
-    scene: Path, target: Path, undisturbed: dict[str, bytes], whom: str, shards: int
+    scene: Path, target: Path, undisturbed: dict[str, bytes], gate: Path, whom: str, shards: int
 ) -> None:
-    command = compress(scene, target, seconds=0.1)
+    if not shards:
+        gate.touch()
+    command = compress(scene, target, seconds=0.1, gate=gate)
     command.wait_for(lambda: (target / "zarr.json").exists() and len(command.workers()) == 2)
     command.wait_for(lambda: records(target) >= shards)
+    gate.touch()
     workers = command.workers()
     if whom == "parent":
         command.process.kill()
@@ -148,9 +181,7 @@ def test_killed_after_some_shards_it_resumes_and_gives_the_same_bytes(
     command.kill()
     kept = {name: (target / name).stat().st_mtime_ns for name in content(target) if name.startswith("records/c")}
     assert len(kept) >= shards
-    code, said = compress(scene, target).end()
-    assert code == 0, said
-    assert content(target) == undisturbed
+    _arrives(compress(scene, target), target, undisturbed)
     assert kept == {name: (target / name).stat().st_mtime_ns for name in kept}  # finished shards were not written again
 
 
@@ -166,13 +197,13 @@ def test_a_killed_worker_costs_nothing_but_its_tile(
     assert content(target) == undisturbed
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(("workers", "stop"), [(1, signal.SIGINT), (2, signal.SIGINT), (2, signal.SIGTERM)])
 def test_interrupted_it_leaves_with_130_and_says_how_to_go_on(
-    scene: Path, target: Path, undisturbed: dict[str, bytes], workers: int, stop: signal.Signals
+    scene: Path, target: Path, undisturbed: dict[str, bytes], gate: Path, workers: int, stop: signal.Signals
 ) -> None:
-    command = compress(scene, target, workers=workers, seconds=0.1)
+    command = compress(scene, target, workers=workers, seconds=0.2, gate=gate)
     command.wait_for(lambda: records(target) >= 3)
+    gate.touch()
     pids = command.workers()
     if stop == signal.SIGINT:
         os.killpg(command.process.pid, stop)  # as a terminal does
@@ -189,9 +220,10 @@ def test_interrupted_it_leaves_with_130_and_says_how_to_go_on(
     assert content(target) == undisturbed
 
 
-def test_interrupted_while_workers_start_only_one_line_is_said(scene: Path, tmp_path: Path) -> None:
+def test_interrupted_while_workers_start_only_one_line_is_said(scene: Path, tmp_path: Path, gate: Path) -> None:
     target = tmp_path / "a.ditic"
-    command = compress(scene, target, seconds=0.1)
+    gate.touch()
+    command = compress(scene, target, gate=gate)
     command.wait_for(lambda: len(command.workers()) >= 1)
     os.killpg(command.process.pid, signal.SIGINT)
     code, said = command.end()
@@ -200,14 +232,16 @@ def test_interrupted_while_workers_start_only_one_line_is_said(scene: Path, tmp_
 
 
 def test_a_second_run_at_once_is_refused_and_the_first_goes_on(
-    scene: Path, target: Path, undisturbed: dict[str, bytes]
+    scene: Path, target: Path, undisturbed: dict[str, bytes], gate: Path
 ) -> None:
-    first = compress(scene, target, seconds=0.2)
+    first = compress(scene, target, seconds=0.2, gate=gate)
     first.wait_for(lambda: records(target) >= 1)
+    gate.touch()
     code, said = compress(scene, target).end()
     assert code == 1
     assert f"another run (process {first.process.pid})" in said
     assert len(said.splitlines()) == 1
+    gate.unlink()
     assert first.end()[0] == 0
     assert content(target) == undisturbed
 
@@ -244,12 +278,15 @@ def test_a_zip_killed_at_any_stage_comes_out_the_same(scene: Path, tmp_path: Pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.ditic.zip", "whole.ditic.zip"]
 
 
-def test_decompress_interrupted_or_killed_leaves_no_file_under_its_name(scene: Path, tmp_path: Path) -> None:
+def test_decompress_interrupted_or_killed_leaves_no_file_under_its_name(
+    scene: Path, tmp_path: Path, gate: Path
+) -> None:
     archive, out = tmp_path / "a.ditic", tmp_path / "out.tif"
     assert compress(scene, archive).end()[0] == 0
     assert Command("decompress", archive, tmp_path / "whole.tif", "--workers", 2).end()[0] == 0
     for stop in (signal.SIGINT, signal.SIGKILL):
-        command = Command("decompress", archive, out, "--workers", 2, seconds=0)
+        gate.touch()
+        command = Command("decompress", archive, out, "--workers", 2, gate=gate)
         command.wait_for(lambda: (tmp_path / "out.tif.partial").exists())
         pids = command.workers()
         os.killpg(command.process.pid, stop)
@@ -258,6 +295,7 @@ def test_decompress_interrupted_or_killed_leaves_no_file_under_its_name(scene: P
         assert gone(pids)
         assert "Traceback" not in said
         assert code == (130 if stop == signal.SIGINT else -signal.SIGKILL)
+    gate.unlink()
     assert Command("decompress", archive, out, "--workers", 2).end()[0] == 0
     assert out.read_bytes() == (tmp_path / "whole.tif").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.ditic", "out.tif", "whole.tif"]
@@ -270,12 +308,11 @@ def test_decompress_on_a_full_disk_is_one_line_and_leaves_nothing(scene: Path, t
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
 
-    for workers in (1, 2):
-        code, said = Command("decompress", archive, tmp_path / "out.tif", "--workers", workers, limit=limit).end()
-        assert code == 1
-        assert "storage: " in said
-        assert len(said.splitlines()) == 1
-        assert [path.name for path in tmp_path.iterdir()] == ["a.ditic"]
+    code, said = Command("decompress", archive, tmp_path / "out.tif", "--workers", 2, limit=limit).end()
+    assert code == 1
+    assert "storage: " in said
+    assert len(said.splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["a.ditic"]
 
 
 @pytest.mark.slow
@@ -301,9 +338,7 @@ def test_killed_again_and_again_at_random_moments_it_still_arrives(
             command.kill()
         if (target / "zarr.json").exists() and b'"complete":true' in (target / "zarr.json").read_bytes():
             break
-    code, said = compress(scene, target).end()
-    assert code == 0 or "is a complete archive" in said
-    assert content(target) == undisturbed
+    _arrives(compress(scene, target), target, undisturbed)
 
 
 # --- the real networks
@@ -340,19 +375,13 @@ def _kill_and_go_on(scene: Path, target: Path, after: float, whom: str) -> None:
     command.kill()
 
 
-def _arrives(scene: Path, target: Path, expected: dict[str, bytes]) -> None:
-    code, said = compress_tiny(scene, target).end()
-    assert code == 0 or "is a complete archive" in said, said
-    assert content(target) == expected
-
-
-@pytest.mark.parametrize(("share", "whom"), [(0.6, "parent"), (0.9, "group"), (0.7, "worker")])
+@pytest.mark.parametrize(("share", "whom"), [(0.7, "parent"), (0.8, "worker")])
 def test_the_networks_killed_on_the_way_give_the_same_bytes(
     scene: Path, target: Path, undisturbed_tiny: tuple[dict[str, bytes], float], share: float, whom: str
 ) -> None:
     expected, seconds = undisturbed_tiny
     _kill_and_go_on(scene, target, share * seconds, whom)
-    _arrives(scene, target, expected)
+    _arrives(compress_tiny(scene, target), target, expected)
 
 
 @pytest.mark.slow
@@ -364,4 +393,4 @@ def test_the_networks_killed_at_a_random_moment_give_the_same_bytes(
     rng = random.Random(seed)
     for _ in range(2):
         _kill_and_go_on(scene, target, rng.uniform(0, seconds), rng.choice(["parent", "group", "worker"]))
-    _arrives(scene, target, expected)
+    _arrives(compress_tiny(scene, target), target, expected)

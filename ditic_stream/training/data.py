@@ -20,7 +20,7 @@ from ditic_stream.errors import ConfigError, SourceError
 SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp"}
 MAX_SHRINK = 2.2
 """A crop is cut at up to this many times its side and scaled down, so that every sharpness is met."""
-SHRUNK, SMOOTH, GRADED = 0.5, 0.12, 0.1
+SHRUNK, SMOOTH, GRADED = 0.5, 0.2, 0.1
 """Shares of crops that are scaled down; strongly blurred (water, haze and sky are where block steps show); regraded."""
 
 

@@ -50,8 +50,10 @@ def structure_loss(x_B3HW: Tensor, y_B3HW: Tensor) -> Tensor:
 
 
 def border_error(x_B3HW: Tensor, y_B3HW: Tensor) -> Tensor:
-    """Mean squared error of the step across every 8th row and column per picture (B,), in squared 8-bit units; borders of 16
-    count twice, of 32 four times.  Latent cells meet there, and a step the eye finds at once is little squared error."""
+    """Mean squared error of the step across every 8th row and column per picture (B,), in squared 8-bit units.
+
+    Borders of 16 count twice, of 32 four times: latent cells meet there, and a step the eye finds at once is little
+    squared error."""
     error = (x_B3HW - y_B3HW) * 255
     loss = torch.zeros(error.shape[0], device=error.device)
     for side in (8, 16, 32):
@@ -59,6 +61,16 @@ def border_error(x_B3HW: Tensor, y_B3HW: Tensor) -> Tensor:
         right = error[..., side::side] - error[..., side - 1 : -1 : side]
         loss = loss + (down.square().mean((1, 2, 3)) + right.square().mean((1, 2, 3))) / 6
     return loss
+
+
+def tone_error(x_B3HW: Tensor, y_B3HW: Tensor) -> Tensor:
+    """Mean squared error of means over 32 x 32 pixels, on two grids half a cell apart, per picture (B,), in squared
+    8-bit units.
+
+    Squared error alone leaves flat regions in plateaus at low rates, where a few more bits a cell make them smooth."""
+    error = (x_B3HW - y_B3HW) * 255
+    on, between = F.avg_pool2d(error, 32), F.avg_pool2d(error[:, :, 16:-16, 16:-16], 32)
+    return (on.square().mean((1, 2, 3)) + between.square().mean((1, 2, 3))) / 2
 
 
 def self_distillation(features_BChw: Tensor, denoised_BChw: Tensor, std_C: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ from ditic_stream.training.losses import (
     self_distillation,
     squared_error,
     structure_loss,
+    tone_error,
 )
 
 VALIDATION_EVERY, VALIDATION_CROPS = 40, 24
@@ -70,8 +71,10 @@ class TrainConfig:
     """Share of the structural term in the distortion, 0..1; the rest is squared error."""
     distillation: float = 0.05
     """Weight of self-distillation; 0 switches it off."""
-    border: float = 0.2
+    border: float = 0.4
     """Weight of the error of steps across cell borders beside the distortion; 0 switches it off."""
+    tone: float = 0.004
+    """Bits per pixel that a squared level of error in the mean of a cell is worth, at every rate; 0 switches it off."""
     report: float = 120.0
     """Seconds between checkpoints and reports."""
 
@@ -192,6 +195,8 @@ class Trainer:
         if config.border:
             distortion = distortion + config.border * border_error(x, y)
         loss = bpp + weight * distortion
+        if config.tone:
+            loss = loss + config.tone * tone_error(x, y)
         balanced = loss * (rate_weight((LEVELS - 1) / 2) / weight).sqrt()
         total = balanced.mean()
         if config.distillation:
