@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,10 @@ import pytest
 from pictures import landscape, write_scene
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # one thread, as in a worker; several would fight over two cores
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    # A shell ignores it for what it starts in the background, and so would every process the tests start and interrupt.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED = Path(os.environ.get("DITIC_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
