@@ -34,7 +34,12 @@ from ditic_stream.errors import ConfigError, DiticError, TaskError
 
 DEPTH = 2
 """Keys a worker holds at most: the one it works on, and the next, so that it does not wait for a busy parent."""
-ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+WORKER_VARIABLES = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1") | {
+    # glibc otherwise raises its threshold to 32 MB and puts tile-sized arrays among small ones that stay: it then
+    # returns little, and a worker's memory grows with the tiles it keeps until its shard is written.
+    "MALLOC_MMAP_THRESHOLD_": str(2**20),
+    "MALLOC_TRIM_THRESHOLD_": str(2**20),
+}
 STOP_SECONDS = 10.0
 """Time an idle worker has to leave by itself."""
 
@@ -237,7 +242,7 @@ class ProcessExecutor:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, **ONE_THREAD},
+                env={**os.environ, **WORKER_VARIABLES},
                 pass_fds=(theirs.fileno(), *(shared.fd for shared in self._shared)),
             )
         except OSError as error:
