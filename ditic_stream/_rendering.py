@@ -148,9 +148,7 @@ class Rendering:
             codec = codec_of(archive.manifest, self.device)
             groups = groups_of(archive.manifest)
             channels = codec.zero_latent(1, 1, 1).values.shape[1]
-            spool = LatentSpool(
-                grid=archive.grid, groups=groups, channels=channels, depth=self.depth, store=self.spool
-            )
+            spool = LatentSpool(grid=archive.grid, groups=groups, channels=channels, depth=self.depth, store=self.spool)
 
             def run(job: Job) -> Decoded | None:
                 if isinstance(job, DecodeTile):

@@ -12,7 +12,7 @@ for every window: one thread, one layout, one picture at a time.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from ditic_stream.geometry import CELL, cells
 from ditic_stream.models.config import LOG_SCALE_MIN, LOG_SCALE_STEP, Q_STEPS, SCALES
 from ditic_stream.models.latent_codec import Z_MAX, spread
 from ditic_stream.models.network import Network
-from ditic_stream.models.weights import Weights, load_weights
+from ditic_stream.models.weights import INTEGER, Weights, load_weights
 
 ENCODE_HALO = 32
 """Pixels the encoder sees beyond a core; more changes no picture (benchmarks/seams.py)."""
@@ -63,13 +63,13 @@ class TileCodec:
             raise ConfigError(
                 f"device {device!r} is not usable here ({str(error).splitlines()[0]}); use cpu"
             ) from error
-        self.info = ModelInfo(weights.name, asdict(weights.config), weights.sha256, weights.licence, ENCODE_HALO)
+        self.info = ModelInfo(weights.name, weights.config.to_json(), weights.sha256, weights.licence, ENCODE_HALO)
         self.entropy = EntropyModel(weights.config, weights.tensors, self.device)
         network = Network(weights.config)
         missing, unexpected = network.load_state_dict(
             {k: v for k, v in weights.tensors.items() if not k.startswith("entropy.")}, strict=False
         )
-        if unexpected or any(not m.startswith(("codec.synthesis", "codec.log_scale")) for m in missing):
+        if unexpected or any(not m.startswith(INTEGER) for m in missing):
             raise WeightsError(
                 f"{weights.name} does not fit its own config: missing {missing[:3]}, unexpected {unexpected[:3]}"
             )

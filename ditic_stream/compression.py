@@ -166,9 +166,7 @@ def _locked(folder: Path) -> Iterator[None]:
         release(folder / LOCK, handle)
 
 
-def _manifest(
-    scene: Source, grid: Grid, model: ModelRef, quality: int, q: int, device: str, folder: Path
-) -> Manifest:
+def _manifest(scene: Source, grid: Grid, model: ModelRef, quality: int, q: int, device: str, folder: Path) -> Manifest:
     """All settings of the archive.  A survey made for an archive begun earlier on the same file is used again."""
     digest = scene.digest()
     earlier = _earlier(folder)

@@ -4,15 +4,22 @@ In: quantised latents on the encoder's side, rANS words on the decoder's.  Out: 
 (the latent in sixteenths of a step) and a uint8 scale index.  Knows integers and tables; nothing of pixels, records or
 files.
 
-The entropy-parameter network is the fixed-point twin of `models.latent_codec.HyperSynthesis`.  Weights are 8-bit
-integers, activations 8-bit integers, and every sum stays below 2^24, so that float32 arithmetic is exact whatever the
-kernel, the number of threads, the batch or the device; `ExactLayer` checks that bound when a model is loaded.  A layer
-ends in one requantiser, floor((sum + 2^(s-1)) * 2^-s).  docs/format.md, section "Symbols", states all of it.
+The entropy-parameter networks are the fixed-point twins of `models.latent_codec.HyperSynthesis` and `Context`.
+Weights are 8-bit integers, activations 8-bit integers, and every sum stays below 2^24, so that float32 arithmetic is
+exact whatever the kernel, the number of threads, the batch or the device; `ExactLayer` checks that bound when a model
+is loaded.  A layer ends in one requantiser, floor((sum + 2^(s-1)) * 2^-s).  docs/format.md, section "Symbols", states
+all of it.
+
+    z --> activations --+--> mean, scale of the coarse channels --> symbols, in three passes over the cells --+
+                        |                                                                                      v
+                        +--> mean, scale of the other channels <------------- context <--------------------- values
+
+`_walk` drives these passes for both directions.  A model without context has one pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +32,7 @@ from ditic_stream.bitstream import crc32c, symbols_checksum
 from ditic_stream.config import Q_MAX
 from ditic_stream.errors import ConfigError, DesyncError, FormatError, WeightsError
 from ditic_stream.models.config import CODED_FROM, Q_STEPS, SCALES, ModelConfig
-from ditic_stream.models.latent_codec import Z_MAX
+from ditic_stream.models.latent_codec import NEIGHBOURS, Z_MAX, pass_of_cells
 from ditic_stream.rans import Decoder, Tables, encode, lanes_for
 
 EXACT = 2**24
@@ -34,10 +41,15 @@ ACTIVATION_MAX = 255
 VALUE_MAX, SYMBOL_MAX, MEAN_MAX = 32767, 1000, 16383
 """Bounds of a value (sixteenths of a step), of a symbol, and of a mean (sixteenths)."""
 LAYERS = ("conv1", "expand", "conv2", "conv3", "out")
+CONTEXT_LAYERS = tuple(f"{name}_{layer}" for name in ("near", "context") for layer in ("conv", "join", "out"))
 KNOWN_ANSWER_Q = (0, 37, Q_MAX)
 
 Int16 = NDArray[np.int16]
+Int64 = NDArray[np.int64]
 UInt8 = NDArray[np.uint8]
+Code = Callable[[slice, NDArray[np.bool_], Int16, UInt8], NDArray[np.int32]]
+"""A pass: its channels, its cells (rows, columns), and of all elements of these channels the means (sixteenths of a
+step) and scale indexes, (groups, channels, rows, columns) -> the symbols, 0 where none is coded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +110,26 @@ def interpolate(nodes: Tensor, q: int) -> Tensor:
     return (nodes[level] * (Q_STEPS - part) + nodes[level + 1] * part + Q_STEPS // 2) >> 4
 
 
+def _halves(x: Tensor) -> tuple[Int64, Int64]:
+    """Means and scales, the two halves of the channels of an output."""
+    mean, scale = x.cpu().numpy().astype(np.int64).reshape(len(x), 2, -1, *x.shape[2:]).swapaxes(0, 1)
+    return mean, scale
+
+
+def _between(known: Int64, step: int, share: NDArray[np.int32]) -> Int64:
+    """`share` (1/256, a channel each) of the mean over the neighbours of each cell that lie in the tile, rounded:
+    floor((2 share sum + 256 count) / (512 count))."""
+    height, width = known.shape[2:]
+    padded = np.pad(known, ((0, 0), (0, 0), (1, 1), (1, 1)))
+    inside = np.pad(np.ones((height, width), np.int64), 1)
+    total, count = np.zeros_like(known), np.zeros((height, width), np.int64)
+    for row, col in NEIGHBOURS[step]:
+        part = (..., slice(1 + row, 1 + row + height), slice(1 + col, 1 + col + width))
+        total, count = total + padded[part], count + inside[part]
+    count = np.maximum(count, 1)
+    return np.asarray((2 * share[:, None, None].astype(np.int64) * total + 256 * count) // (512 * count))
+
+
 class EntropyModel:
     """The integer networks and tables of one set of weights, on one device.
 
@@ -114,18 +146,22 @@ class EntropyModel:
         check: bool = True,
     ) -> None:
         self.config, self.device = config, torch.device(device)
+        names = LAYERS + (CONTEXT_LAYERS if config.context else ())
         try:
             self.layers = {
                 name: ExactLayer(
                     tensors[f"entropy.{name}.weight"].to(self.device),
                     tensors[f"entropy.{name}.bias"].to(self.device),
                     tensors[f"entropy.{name}.shift"].to(self.device),
-                    input_max=Z_MAX if name == "conv1" else ACTIVATION_MAX,
+                    input_max=Z_MAX if name in ("conv1", "near_conv", "context_conv") else ACTIVATION_MAX,
                 )
-                for name in LAYERS
+                for name in names
             }
             self.scale_table = tensors["entropy.scale_table"].to(torch.int64)
             self.scale_table_z = tensors["entropy.scale_table_z"].to(torch.int64)
+            if config.context:
+                self.context_steps = tensors["entropy.context_steps"].numpy()
+                self.share = tensors["entropy.near_share"].numpy()
             self.tables = Tables.from_arrays(
                 *(tensors[f"entropy.tables.{p}"].numpy() for p in ("counts", "sizes", "lows"))
             )
@@ -141,62 +177,121 @@ class EntropyModel:
             )
 
     def known_answer(self) -> list[int]:
-        """CRC-32C of the networks' output for a fixed input at three rates: equal on every device, or symbols would not
+        """CRC-32C of the networks' output for fixed symbols at three rates: equal on every device, or symbols would not
         be."""
         n = self.config.hyper_z
         z = (np.arange(n * 35, dtype=np.int64) * 7919 % 255 - 127).reshape(1, n, 5, 7).astype(np.int32)
         answers = []
         for q in KNOWN_ANSWER_Q:
-            mean, index = self.parameters(z, q, 9, 14)
-            answers.append(crc32c(mean.astype("<i2").tobytes() + index.tobytes()))
+            seen: list[bytes] = []
+
+            def fixed(
+                part: slice, cells: NDArray[np.bool_], mean: Int16, index: UInt8, seen: list[bytes] = seen
+            ) -> NDArray[np.int32]:
+                seen += [mean.astype("<i2").tobytes(), index.tobytes()]
+                return (np.arange(mean.size, dtype=np.int32) * 7919 % 101 - 50).reshape(mean.shape)
+
+            self._walk(z, q, 9, 14, fixed)
+            answers.append(crc32c(b"".join(seen)))
         return answers
 
-    def parameters(self, z: NDArray[np.int32], q: int, height: int, width: int) -> tuple[Int16, UInt8]:
-        """Means (sixteenths of a step) and scale indexes, (groups, channels, height, width), that hyper-symbols ask
-        for."""
-        means, indexes = [], []
-        table = (interpolate(self.scale_table, q) + 8).to(torch.float32).to(self.device)[:, None, None]
-        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            for group in torch.from_numpy(z).to(self.device, torch.float32).split(1):
-                x = self.layers["conv1"](group, q, 0, ACTIVATION_MAX)
-                x = F.pixel_shuffle(self.layers["expand"](x, q, 0, ACTIVATION_MAX), 2)
-                x = self.layers["conv3"](self.layers["conv2"](x, q, 0, ACTIVATION_MAX), q, 0, ACTIVATION_MAX)
-                mean, scale = self.layers["out"](x[:, :, :height, :width], q, -MEAN_MAX, MEAN_MAX).chunk(2, 1)
-                means.append(mean.to(torch.int16).cpu())
-                indexes.append(((scale + table) / Q_STEPS).floor().clamp(0, SCALES - 1).to(torch.uint8).cpu())
-        return torch.cat(means).numpy(), torch.cat(indexes).numpy()
+    def _walk(
+        self, z: NDArray[np.int32], q: int, height: int, width: int, code: Code
+    ) -> tuple[NDArray[np.int32], TileLatent]:
+        """Go through the passes of a tile.  Returns all symbols, and the latent they make."""
+        latent, first = self.config.latent, self.config.context
+        shape = (len(z), latent, height, width)
+        symbols, values, indexes = np.zeros(shape, np.int32), np.zeros(shape, np.int16), np.zeros(shape, np.uint8)
+        table = (interpolate(self.scale_table, q).numpy() + Q_STEPS // 2)[:, None, None]
+
+        def coded(part: slice, cells: NDArray[np.bool_], mean: Int64, scale: Int64) -> None:
+            means = mean.clip(-MEAN_MAX, MEAN_MAX).astype(np.int16)
+            index = ((scale + table[part]) >> 4).clip(0, SCALES - 1).astype(np.uint8)
+            found = code(part, cells, means, index)
+            for whole, new in ((symbols, found), (values, found * 16 + means), (indexes, index)):
+                np.copyto(whole[:, part], new.astype(whole.dtype), where=cells)
+
+        with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
+            hyper = self._hyper(z, q)[:, :, :height, :width]
+            mean, scale = _halves(self.layers["out"](hyper, q, -MEAN_MAX, MEAN_MAX))
+            if first:
+                coarse, turn = slice(0, first), pass_of_cells(height, width).numpy()
+                coded(coarse, turn == 0, mean[:, coarse], scale[:, coarse])
+                for step in (0, 1):
+                    known = np.where(turn <= step, values[:, coarse] - mean[:, coarse], 0)
+                    more_mean, more_scale = self._context("near", known, hyper, q)
+                    more_mean += _between(known, step, self.share[step])
+                    coded(coarse, turn == step + 1, mean[:, coarse] + more_mean, scale[:, coarse] + more_scale)
+                more_mean, more_scale = self._context("context", values[:, coarse].astype(np.int64), hyper, q)
+                mean, scale = mean[:, first:] + more_mean, scale[:, first:] + more_scale
+            coded(slice(first, latent), np.ones((height, width), bool), mean, scale)
+        return symbols, TileLatent(values, indexes)
+
+    def _hyper(self, z: NDArray[np.int32], q: int) -> Tensor:
+        """Activations that hyper-symbols ask for, twice their size."""
+        x = self.layers["conv1"](torch.from_numpy(z).to(self.device, torch.float32), q, 0, ACTIVATION_MAX)
+        x = F.pixel_shuffle(self.layers["expand"](x, q, 0, ACTIVATION_MAX), 2)
+        return self.layers["conv3"](self.layers["conv2"](x, q, 0, ACTIVATION_MAX), q, 0, ACTIVATION_MAX)
+
+    def _context(self, name: str, known: Int64, hyper: Tensor, q: int) -> tuple[Int64, Int64]:
+        """What known values (sixteenths of a step) add to means and scales."""
+        steps = np.searchsorted(self.context_steps, np.abs(known), side="right") * np.sign(known)
+        x = torch.from_numpy(steps.astype(np.float32)).to(self.device)
+        x = torch.cat([self.layers[f"{name}_conv"](x, q, 0, ACTIVATION_MAX), hyper], 1)
+        x = self.layers[f"{name}_join"](x, q, 0, ACTIVATION_MAX)
+        return _halves(self.layers[f"{name}_out"](x, q, -MEAN_MAX, MEAN_MAX))
 
     def _z_indexes(self, shape: tuple[int, ...], q: int) -> UInt8:
         index = ((interpolate(self.scale_table_z, q) + 8) >> 4).clamp(0, SCALES - 1) + SCALES
         return np.broadcast_to(index.numpy().astype(np.uint8)[:, None, None], shape)
 
+    def quantise(
+        self, z: NDArray[np.int32], steps_x16: NDArray[np.float32], q: int
+    ) -> tuple[NDArray[np.int32], list[tuple[NDArray[np.int32], UInt8]]]:
+        """The symbols of a latent, (groups, channels, rows, columns), and what of them and of z is coded: per part the
+        symbols and the index of each one's table."""
+        parts = [(z.ravel(), self._z_indexes(z.shape, q).ravel())]
+
+        def code(part: slice, cells: NDArray[np.bool_], mean: Int16, index: UInt8) -> NDArray[np.int32]:
+            coded = (index >= CODED_FROM) & cells
+            symbols = np.zeros(mean.shape, np.int32)
+            steps = np.floor((steps_x16[:, part][coded] - mean[coded]) / 16 + 0.5)
+            symbols[coded] = steps.clip(-SYMBOL_MAX, SYMBOL_MAX)
+            parts.append((symbols[coded], index[coded]))
+            return symbols
+
+        symbols, _ = self._walk(z, q, steps_x16.shape[2], steps_x16.shape[3], code)
+        return symbols, parts
+
     def push(self, z: NDArray[np.int32], steps_x16: NDArray[np.float32], q: int) -> Coded:
         """Code a tile.  z: hyper-symbols, -127..127; steps_x16: the latent in sixteenths of a step, float32."""
-        mean, index = self.parameters(z, q, *steps_x16.shape[2:])
-        symbols = np.floor((steps_x16 - mean) / 16 + 0.5).clip(-SYMBOL_MAX, SYMBOL_MAX).astype(np.int32)
-        coded = index >= CODED_FROM
-        symbols[~coded] = 0
-        count = z.size + int(coded.sum())
+        symbols, parts = self.quantise(z, steps_x16, q)
+        count = sum(len(part) for part, _ in parts)
         lanes = lanes_for(count)
-        words, escapes = encode(
-            [(z.ravel(), self._z_indexes(z.shape, q).ravel()), (symbols[coded], index[coded])], self.tables, lanes
-        )
+        words, escapes = encode(parts, self.tables, lanes)
         crc = symbols_checksum(symbols.astype(np.int16), z.astype(np.int16))
         return Coded(lanes.bit_length() - 1, words, escapes, count, crc)
 
     def pull(self, coded: Coded, groups: int, height: int, width: int, q: int) -> TileLatent:
-        """Undo `push`, up to rounding.  Raises DesyncError when the symbols disagree with their checksum, FormatError
-        when the words are not a whole stream."""
+        """Undo `push`, up to rounding.  Raises DesyncError when the symbols disagree with their checksum or the words
+        are not a whole stream."""
         shape = (groups, self.config.hyper_z, -(-height // 2), -(-width // 2))
+        left = coded.coded - int(np.prod(shape))
+
+        def code(part: slice, cells: NDArray[np.bool_], mean: Int16, index: UInt8) -> NDArray[np.int32]:
+            nonlocal left
+            there = (index >= CODED_FROM) & cells
+            left -= int(there.sum())
+            if left < 0 or (left and part.stop == self.config.latent):
+                raise DesyncError(f"{coded.coded - left} symbols are due where the record says {coded.coded}")
+            symbols = np.zeros(mean.shape, np.int32)
+            symbols[there] = decoder.pull(index[there]).clip(-SYMBOL_MAX, SYMBOL_MAX)
+            return symbols
+
         try:
             decoder = Decoder(coded.words, coded.escapes, self.tables, 1 << coded.lanes_log2)
             z = decoder.pull(self._z_indexes(shape, q).ravel()).reshape(shape).clip(-Z_MAX, Z_MAX)
-            mean, index = self.parameters(z, q, height, width)
-            there = index >= CODED_FROM
-            symbols = np.zeros(mean.shape, np.int32)
-            if z.size + int(there.sum()) != coded.coded:
-                raise DesyncError(f"{z.size + int(there.sum())} symbols are due where the record says {coded.coded}")
-            symbols[there] = decoder.pull(index[there]).clip(-SYMBOL_MAX, SYMBOL_MAX)
+            symbols, latent = self._walk(z, q, height, width, code)
             decoder.finish()
         except FormatError as error:
             raise DesyncError(
@@ -206,4 +301,4 @@ class EntropyModel:
             raise DesyncError(
                 "decoded symbols disagree with their checksum; the numerics here differ from the encoder's"
             )
-        return TileLatent((symbols * 16 + mean).astype(np.int16), index)
+        return latent

@@ -3,22 +3,50 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pictures import landscape
 
 from ditic_stream.config import Q_MAX
 from ditic_stream.entropy import ACTIVATION_MAX, LAYERS, EntropyModel, ExactLayer, interpolate
 from ditic_stream.errors import DesyncError, WeightsError
-from ditic_stream.models.weights import load_weights
+from ditic_stream.models.config import LOG_SCALE_MIN, LOG_SCALE_STEP, PRESETS, SCALES
+from ditic_stream.models.latent_codec import NEIGHBOURS, pass_of_cells, spread
+from ditic_stream.models.network import Network
+from ditic_stream.models.weights import Weights, load_weights
+from ditic_stream.training.data import Crops
+from ditic_stream.training.export import export
+from ditic_stream.training.init import principal_start
+from ditic_stream.training.start import start_from
 
 
 @pytest.fixture(scope="module")
-def model() -> EntropyModel:
-    weights = load_weights("tiny")
+def with_context(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of a model that codes in four passes, with arbitrary weights where training would start at zero."""
+    torch.manual_seed(0)
+    picture = torch.from_numpy(landscape(320, 320, seed=1).transpose(2, 0, 1).copy())
+    network = Network(replace(PRESETS["tiny"], context=24, overlap=8))
+    principal_start(network, Crops([picture], 256, 0).batch(16))
+    assert network.codec.near is not None and network.codec.context is not None
+    with torch.no_grad():
+        for layer in (network.codec.near.out, network.codec.context.out, network.codec.synthesis.out):
+            layer.weight.normal_(0, 0.1)
+        network.codec.near.share.uniform_(-0.2, 0.9)
+    return export(network, [picture], tmp_path_factory.mktemp("weights") / "context.safetensors")
+
+
+@pytest.fixture(scope="module", params=["one pass", "context"])
+def weights(request: pytest.FixtureRequest, with_context: Path) -> Weights:
+    return load_weights("tiny" if request.param == "one pass" else str(with_context))
+
+
+@pytest.fixture(scope="module")
+def model(weights: Weights) -> EntropyModel:
     return EntropyModel(weights.config, weights.tensors)
 
 
@@ -41,26 +69,30 @@ def test_every_sum_stays_where_float32_is_exact(name: str) -> None:
         EntropyModel(weights.config, broken)
 
 
-def test_parameters_are_equal_for_any_threads_layout_batch_and_precision(model: EntropyModel) -> None:
-    z, _ = _tile(model, 13, 22, groups=3)
-    expected = model.parameters(z, 50, 13, 22)
+def test_symbols_are_equal_for_any_threads_layout_batch_and_precision(weights: Weights, model: EntropyModel) -> None:
+    z, steps = _tile(model, 13, 22, groups=3)
 
-    def same(other: tuple[np.ndarray, np.ndarray]) -> bool:
+    def made(other: EntropyModel = model, groups: slice = slice(None)) -> list[np.ndarray]:
+        symbols, parts = other.quantise(z[groups], steps[groups], 50)
+        return [symbols, *(array for part in parts for array in part)]
+
+    def same(other: list[np.ndarray]) -> bool:
         return all(np.array_equal(a, b) for a, b in zip(expected, other, strict=True))
 
+    expected = made()
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        assert same(model.parameters(z, 50, 13, 22))
+        assert same(made())
     finally:
         torch.set_num_threads(threads)
-    singly = [model.parameters(z[i : i + 1], 50, 13, 22) for i in range(3)]
-    assert same((np.concatenate([s[0] for s in singly]), np.concatenate([s[1] for s in singly])))
+    singly = [made(groups=slice(i, i + 1))[0] for i in range(3)]
+    assert np.array_equal(expected[0], np.concatenate(singly))
     with torch.autocast("cpu", torch.bfloat16):
-        assert same(model.parameters(z, 50, 13, 22))
+        assert same(made())
     with torch.backends.mkldnn.flags(enabled=False, allow_tf32=None):  # type: ignore[arg-type, no-untyped-call]
-        assert same(model.parameters(z, 50, 13, 22))
-    exact = EntropyModel(model.config, load_weights("tiny").tensors)
+        assert same(made())
+    exact = EntropyModel(model.config, weights.tensors)
     for layer in exact.layers.values():
         layer.weight, layer.shift, layer.half = layer.weight.double(), layer.shift.double(), layer.half.double()
     x = torch.from_numpy(z).double()
@@ -82,11 +114,44 @@ def test_symbols_survive_for_any_size_and_rate(
 ) -> None:
     z, steps = _tile(model, height, width, groups, seed)
     latent = model.pull(model.push(z, steps, q), groups, height, width, q)
-    mean, index = model.parameters(z, q, height, width)
-    assert np.array_equal(latent.scales, index)
-    coded = index >= 7
-    assert np.array_equal(latent.values[~coded], mean[~coded])
+    symbols, parts = model.quantise(z, steps, q)
+    coded = latent.scales >= 7
+    assert sum(len(part) for part, _ in parts) == z.size + int(coded.sum())
+    assert not symbols[~coded].any()
     assert np.abs(latent.values[coded] - steps[coded]).max(initial=0) <= 8.0  # half a step is eight sixteenths
+
+
+def test_passes_of_a_tile_cover_every_cell_and_see_only_what_is_known() -> None:
+    for height, width in ((1, 1), (1, 7), (8, 5)):
+        turn = pass_of_cells(height, width)
+        assert turn.shape == (height, width) and set(turn.flatten().tolist()) <= {0, 1, 2}
+        for step, offsets in enumerate(NEIGHBOURS):
+            for row, col in (turn == step + 1).nonzero().tolist():
+                for r, c in offsets:
+                    if 0 <= row + r < height and 0 <= col + c < width:
+                        assert turn[row + r, col + c] <= step
+
+
+def test_integer_context_follows_the_float_one(with_context: Path) -> None:
+    """Rounded to 8 bits, the networks still give nearly the means and widths they were trained to give."""
+    weights = load_weights(str(with_context))
+    model, network = EntropyModel(weights.config, weights.tensors), Network(weights.config)
+    start_from(network, weights)
+    picture = torch.from_numpy(landscape(320, 256, seed=4).transpose(2, 0, 1).copy())[None] / 255
+    level = torch.tensor([4.0])
+    with torch.no_grad():
+        network.eval()
+        features = network.encoder(picture)
+        z = network.codec.hyper(features, level).round().clamp(-127, 127)
+        ideal = network.codec(features, level)
+        steps = (features * network.codec.gain(level) * 16).numpy()
+    latent = model.pull(model.push(z.int().numpy(), steps, 64), 1, 10, 8, 64)
+    widths = (LOG_SCALE_MIN + LOG_SCALE_STEP * torch.arange(SCALES)).exp()[torch.from_numpy(latent.scales).long()]
+    gain = network.codec.gain(level)
+    apart = ((ideal.spread * gain).log() - spread(widths).log()).abs()
+    assert float((apart < LOG_SCALE_STEP).double().mean()) > 0.95
+    away = (ideal.noisy * gain - torch.from_numpy(latent.values) / 16).abs()
+    assert float((away < 1 / 4).double().mean()) > 0.95
 
 
 def test_decoder_out_of_step_raises(model: EntropyModel) -> None:
@@ -98,11 +163,12 @@ def test_decoder_out_of_step_raises(model: EntropyModel) -> None:
         model.pull(coded, 1, 8, 8, 61)
 
 
-def test_device_that_computes_otherwise_is_refused() -> None:
-    weights = load_weights("tiny")
+@pytest.mark.parametrize("name", ["out", "near_join", "context_out"])
+def test_device_that_computes_otherwise_is_refused(with_context: Path, name: str) -> None:
+    weights = load_weights(str(with_context))
     tensors = dict(weights.tensors)
-    tensors["entropy.out.weight"] = tensors["entropy.out.weight"].clone()
-    tensors["entropy.out.weight"][:, 0] += 1
+    tensors[f"entropy.{name}.weight"] = tensors[f"entropy.{name}.weight"].clone()
+    tensors[f"entropy.{name}.weight"][:, 0] += 1
     with pytest.raises(DesyncError, match="promise"):
         EntropyModel(weights.config, tensors)
 

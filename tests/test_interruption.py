@@ -185,9 +185,7 @@ def test_killed_after_some_shards_it_resumes_and_gives_the_same_bytes(
     assert kept == {name: (target / name).stat().st_mtime_ns for name in kept}  # finished shards were not written again
 
 
-def test_a_killed_worker_costs_nothing_but_its_tile(
-    scene: Path, target: Path, undisturbed: dict[str, bytes]
-) -> None:
+def test_a_killed_worker_costs_nothing_but_its_tile(scene: Path, target: Path, undisturbed: dict[str, bytes]) -> None:
     command = compress(scene, target, seconds=0.1)
     for shards in (1, 5):
         command.wait_for(lambda shards=shards: records(target) >= shards and len(command.workers()) == 2)

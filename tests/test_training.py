@@ -15,9 +15,10 @@ from ditic_stream.errors import ConfigError
 from ditic_stream.models.config import PRESETS
 from ditic_stream.models.network import Network
 from ditic_stream.training.data import Crops, load_pictures
+from ditic_stream.training.evaluation import block_ratios, smooth_pictures
 from ditic_stream.training.init import principal_start
 from ditic_stream.training.losses import squared_error, structure_loss
-from ditic_stream.training.train import TrainConfig, Trainer, block_ratios, run, smooth_pictures
+from ditic_stream.training.train import TrainConfig, Trainer, run
 
 
 @pytest.fixture(scope="module")

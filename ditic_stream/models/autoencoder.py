@@ -4,10 +4,15 @@ In: pixels (B, 3, H, W), H and W multiples of 32, network units (0..1 for ordina
 H/32, W/32). The linear path alone (what `training.init` sets) is a lapped transform with principal-component merges;
 the residual blocks start as identities.  Nothing runs finer than 1/8: the picture is one 3x3 convolution and a pixel
 shuffle.
+
+Merges and splits are blocks, and only the local means are lapped by construction.  `overlap` adds the rest of a lapped
+transform where it counts: the leading (coarse) latent channels see and draw half a cell beyond their own, by weights
+that start at zero.
 """
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -25,11 +30,17 @@ class Encoder(nn.Module):
         self.merge16 = nn.Conv2d(config.c8, config.c16, 2, stride=2)
         self.blocks16 = nn.Sequential(*(Res1(config.c16) for _ in range(config.enc16)))
         self.merge32 = nn.Conv2d(config.c16, config.latent, 2, stride=2)
+        self.overlap32 = _overlap(config.c16, config.overlap, 4, stride=2) if config.overlap else None
 
     def forward(self, x_B3HW: Tensor) -> Tensor:
         x = self.stem(F.pad(x_B3HW - 0.5, (4, 4, 4, 4), mode="reflect"))
         x = self.merge16(lap(self.blocks8(x)))
-        return self.merge32(lap(self.blocks16(x)))
+        x = lap(self.blocks16(x))
+        y = self.merge32(x)
+        if self.overlap32 is not None:
+            wide = self.overlap32(x)
+            y = torch.cat([y[:, : wide.shape[1]] + wide, y[:, wide.shape[1] :]], 1)
+        return y
 
 
 class Decoder(nn.Module):
@@ -38,12 +49,23 @@ class Decoder(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.split16 = nn.Conv2d(config.latent, 4 * config.c16, 1)
+        self.overlap32 = _overlap(config.overlap, 4 * config.c16, 3) if config.overlap else None
         self.blocks16 = nn.Sequential(*(Res1(config.c16) for _ in range(config.dec16)))
         self.split8 = nn.Conv2d(config.c16, 4 * config.c8, 1)
         self.blocks8 = nn.Sequential(*(Res1(config.c8) for _ in range(config.dec8)))
         self.head = nn.Conv2d(config.c8, 192, 3)
 
     def forward(self, y_BChw: Tensor) -> Tensor:
-        y = self.blocks16(unlap(F.pixel_shuffle(self.split16(y_BChw), 2)))
+        y = self.split16(y_BChw)
+        if self.overlap32 is not None:
+            y = y + self.overlap32(y_BChw[:, : self.overlap32.in_channels])
+        y = self.blocks16(unlap(F.pixel_shuffle(y, 2)))
         y = self.blocks8(unlap(F.pixel_shuffle(self.split8(y), 2)))
         return F.pixel_shuffle(self.head(F.pad(y, (1, 1, 1, 1), mode="replicate")), 8) + 0.5
+
+
+def _overlap(wide: int, out: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+    """A convolution one sample wider a side than the block it stands beside; it starts at zero."""
+    layer = nn.Conv2d(wide, out, kernel, stride=stride, padding=1, padding_mode="replicate", bias=False)
+    nn.init.zeros_(layer.weight)
+    return layer

@@ -50,19 +50,34 @@ class ModelConfig:
     """Blocks of the diffusion transformer; every second one attends."""
     heads: int
     """Attention heads."""
+    context: int = 0
+    """Leading latent channels that are coded first and help to predict the others; 0: all are coded in one pass."""
+    overlap: int = 0
+    """Leading latent channels analysed and drawn beyond their own cell at 1/32; 0: none but the lapped means."""
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             if not isinstance(value, int) or not 0 <= value <= 4096:
                 raise ConfigError(f"{name} {value!r} is not an integer in 0..4096; use a preset of {sorted(PRESETS)}")
+        if max(self.context, self.overlap) >= self.latent:
+            raise ConfigError(
+                f"context {self.context} or overlap {self.overlap} is not below {self.latent}, the latent's channels"
+            )
         if self.dim % (4 * self.heads):
             raise ConfigError(f"dim {self.dim} is not a multiple of 4 x heads ({self.heads}); rotary positions need it")
 
+    def to_json(self) -> dict[str, int]:
+        """All fields, but those of LATER that are 0: sets from before them keep their description, byte for byte."""
+        return {name: value for name, value in asdict(self).items() if value or name not in LATER}
 
+
+LATER = ("context", "overlap")
+"""Fields that the first sets did not have."""
 PRESETS: dict[str, ModelConfig] = {}
 PRESETS["small"] = ModelConfig(
-    c8=96, c16=192, latent=512, enc8=1, enc16=2, dec8=2, dec16=2, hyper=128, hyper_z=32, dim=256, depth=4, heads=4
-)
+    c8=96, c16=192, latent=512, enc8=1, enc16=2, dec8=2, dec16=2, hyper=128, hyper_z=32, dim=256, depth=4, heads=4,
+    context=64, overlap=64,
+)  # fmt: skip
 PRESETS["tiny"] = ModelConfig(
     c8=48, c16=64, latent=128, enc8=1, enc16=1, dec8=1, dec16=1, hyper=48, hyper_z=16, dim=64, depth=2, heads=2
 )

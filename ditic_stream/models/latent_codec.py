@@ -7,6 +7,11 @@ Coding itself runs on the fixed-point twin of these networks (`ditic_stream.entr
 
 Every element y is scaled by a gain per channel and level, and coded as round(y - mean) under a Gaussian of known width;
 mean and width come from the hyper-latent z (1/64), which is coded under a fixed width per channel and level.
+
+Where the config has a `context`, so many leading channels, the coarse ones, are coded first and in three passes over
+the cells of a tile: one in four, then those between four of these, then the rest.  Cells that are known correct the
+mean and width of those between them (`Near`); all coarse channels then correct those of the others (`Context`).  After
+the checkerboard of He et al. (arXiv 2103.15306) and the channel-wise context of Minnen and Singh (arXiv 2007.08739).
 """
 
 from __future__ import annotations
@@ -22,6 +27,10 @@ from ditic_stream.models.config import LEVELS, LOG_SCALE_MAX, LOG_SCALE_MIN, Mod
 
 Z_MAX = 127
 """Hyper-latent symbols are clipped to +-127, so that they fit the fixed-point networks' 8-bit inputs."""
+
+
+CONTEXT_STEPS = 12
+"""Integer steps of the context's input to a factor of two in 1 + |value|; 12 keeps every value within +-127."""
 
 
 @dataclass(frozen=True)
@@ -76,10 +85,68 @@ class HyperSynthesis(nn.Module):
         nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
 
     def forward(self, z_BNhw: Tensor, level_B: Tensor) -> Tensor:
+        """Activations (B, hyper, 2 h, 2 w), of which `out` makes mean and log-scale."""
         x = F.relu(self.conv1(z_BNhw) + at_level(self.level, level_B)[:, :, None, None])
         x = F.relu(F.pixel_shuffle(self.expand(x), 2))
-        x = F.relu(self.conv3(F.relu(self.conv2(x))))
-        return self.out(x)
+        return F.relu(self.conv3(F.relu(self.conv2(x))))
+
+
+class Context(nn.Module):
+    """Coarse channels as they were coded, and the hyperprior's activations -> corrections to the mean and log-scale of
+    `out` channels.  ReLU only; starts at zero."""
+
+    def __init__(self, config: ModelConfig, out: int) -> None:
+        super().__init__()
+        n = config.hyper
+        self.conv = nn.Conv2d(config.context, n, 3, padding=1)
+        self.join = nn.Conv2d(2 * n, n, 1)
+        self.out = nn.Conv2d(n, 2 * out, 1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
+
+    def forward(self, value_BChw: Tensor, hyper_BNhw: Tensor) -> Tensor:
+        x = F.relu(self.conv(compress(value_BChw)))
+        return self.out(F.relu(self.join(torch.cat([x, hyper_BNhw], 1))))
+
+
+class Near(Context):
+    """Cells that are known, as differences from the hyperprior's mean (0 where they are not) -> corrections between
+    them.  Beside the network a share of the known neighbours' mean difference, since that has to be linear: local means
+    of neighbouring cells are much alike."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config, config.context)
+        self.share = nn.Parameter(torch.zeros(2, config.context))
+
+    def forward(self, difference_BChw: Tensor, hyper_BNhw: Tensor, step: int = 0) -> Tensor:
+        """step 0: cells between four diagonal neighbours; 1: between four adjacent ones."""
+        mean, log_scale = super().forward(difference_BChw, hyper_BNhw).float().chunk(2, 1)
+        return torch.cat([mean + self.share[step][:, None, None] * between(difference_BChw, step), log_scale], 1)
+
+
+NEIGHBOURS = (((-1, -1), (-1, 1), (1, -1), (1, 1)), ((-1, 0), (0, -1), (0, 1), (1, 0)))
+"""Offsets (row, column) of the cells that are known around one, in the second and in the third pass."""
+
+
+def pass_of_cells(height: int, width: int, device: torch.device | None = None) -> Tensor:
+    """The pass each cell of a tile is coded in, 0..2: even row and column; odd row and column; the rest."""
+    row, col = torch.arange(height, device=device)[:, None] % 2, torch.arange(width, device=device) % 2
+    return torch.where(row == col, row, 2)
+
+
+def between(value_BChw: Tensor, step: int) -> Tensor:
+    """Mean over the neighbours that lie in the tile."""
+    height, width = value_BChw.shape[2:]
+    padded = F.pad(torch.cat([value_BChw, torch.ones_like(value_BChw[:, :1])], 1), (1, 1, 1, 1))
+    known = [padded[:, :, 1 + r : 1 + r + height, 1 + c : 1 + c + width] for r, c in NEIGHBOURS[step]]
+    total = torch.stack(known).sum(0)
+    return total[:, :-1] / total[:, -1:].clamp_min(1)
+
+
+def compress(value: Tensor) -> Tensor:
+    """A value in steps on a logarithmic scale, odd and smooth: what tells most of other channels' scale is the order of
+    magnitude, and what fits 8 bits is that.  The fixed-point twin looks CONTEXT_STEPS times this up in a table."""
+    return value.sign() * (1 + value.abs()).log2()
 
 
 class LatentCodec(nn.Module):
@@ -89,6 +156,9 @@ class LatentCodec(nn.Module):
         super().__init__()
         self.analysis = HyperAnalysis(config)
         self.synthesis = HyperSynthesis(config)
+        self.config = config
+        self.near = Near(config) if config.context else None
+        self.context = Context(config, config.latent - config.context) if config.context else None
         self.log_gain = nn.Parameter(torch.zeros(LEVELS, config.latent))
         self.log_scale = nn.Parameter(torch.zeros(LEVELS, config.latent))
         self.log_gain_z = nn.Parameter(torch.linspace(-1.5, 1.0, LEVELS)[:, None].repeat(1, config.hyper_z))
@@ -114,21 +184,36 @@ class LatentCodec(nn.Module):
         z = self.hyper(f_BChw, level_B)
         z_scale = at_level(self.log_scale_z, level_B).clamp(LOG_SCALE_MIN, LOG_SCALE_MAX).exp()[:, :, None, None]
         z_hard = z + (z.detach().round().clamp(-Z_MAX, Z_MAX) - z.detach())
-        mean, log_scale = (
-            self.synthesis(z_hard, level_B)[:, :, : f_BChw.shape[2], : f_BChw.shape[3]].float().chunk(2, 1)
-        )
-        log_scale = (log_scale + at_level(self.log_scale, level_B)[:, :, None, None]).clamp(
-            LOG_SCALE_MIN, LOG_SCALE_MAX
-        )
-        scale = log_scale.exp()
+        hyper = self.synthesis(z_hard, level_B)[:, :, : f_BChw.shape[2], : f_BChw.shape[3]]
         gain = self.gain(level_B)
-        residual = f_BChw.float() * gain - mean
-        symbols = residual + (residual.detach().round() - residual.detach())
+        value = f_BChw.float() * gain
+        mean, log_scale = self.synthesis.out(hyper).float().chunk(2, 1)
+        log_scale = log_scale + at_level(self.log_scale, level_B)[:, :, None, None]
+        if self.context is not None:
+            mean, log_scale = self._in_context(value, mean, log_scale, hyper)
+        scale = log_scale.clamp(LOG_SCALE_MIN, LOG_SCALE_MAX).exp()
+        quantised = _rounded(value, mean)
         return Quantised(
-            noisy=(symbols + mean) / gain,
+            noisy=quantised / gain,
             spread=spread(scale) / gain,
-            bits_y=self._bits(residual, symbols, scale),
+            bits_y=self._bits(value - mean, quantised - mean, scale),
             bits_z=self._bits(z, z_hard, z_scale),
+        )
+
+    def _in_context(self, value: Tensor, mean: Tensor, log_scale: Tensor, hyper: Tensor) -> tuple[Tensor, Tensor]:
+        """The hyperprior's mean and log-scale, corrected by what is coded before each element."""
+        assert self.near is not None and self.context is not None
+        first, turn = self.config.context, pass_of_cells(value.shape[2], value.shape[3], value.device)
+        coarse, prior, mean1, scale1 = value[:, :first], mean[:, :first], mean[:, :first], log_scale[:, :first]
+        for step in (0, 1):
+            known = (_rounded(coarse, mean1) - prior) * (turn <= step)
+            more_mean, more_scale = self.near(known, hyper, step).chunk(2, 1)
+            here = turn == step + 1
+            mean1, scale1 = torch.where(here, prior + more_mean, mean1), torch.where(here, scale1 + more_scale, scale1)
+        more_mean, more_scale = self.context(_rounded(coarse, mean1), hyper).float().chunk(2, 1)
+        return (
+            torch.cat([mean1, mean[:, first:] + more_mean], 1),
+            torch.cat([scale1, log_scale[:, first:] + more_scale], 1),
         )
 
     def _bits(self, value: Tensor, rounded: Tensor, scale: Tensor) -> Tensor:
@@ -139,6 +224,12 @@ class LatentCodec(nn.Module):
         if hard > 0:
             bits = bits + hard * gaussian_bits(rounded, scale).sum((1, 2, 3))
         return bits
+
+
+def _rounded(value: Tensor, mean: Tensor) -> Tensor:
+    """What a decoder gets of `value`; its gradient is that of the identity."""
+    residual = (value - mean).detach()
+    return value + (residual.round() - residual)
 
 
 def spread(scale: Tensor) -> Tensor:

@@ -24,6 +24,8 @@ PUBLISHED = {"small": "small-1", "tiny": "tiny-1"}
 """Model names users give, and the set each stands for in this release."""
 FLOAT32 = ("codec.log_gain", "codec.feature_std")
 """Tables kept in float32; all other floats of a file are bfloat16."""
+INTEGER = ("codec.synthesis", "codec.near", "codec.context", "codec.log_scale")
+"""Parts of a network that a file holds as integers alone, under `entropy.`."""
 FOLDER = Path(__file__).resolve().parent.parent / "weights"
 MAX_BYTES = 64 * 2**20
 

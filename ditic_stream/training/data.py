@@ -68,11 +68,16 @@ def _decode(name: str, data: bytes) -> Tensor | None:
 
 
 class Crops:
-    """Random crops, drawn in proportion to a picture's area; a generator of its own, so runs repeat."""
+    """Random crops, drawn in proportion to a picture's area; a generator of its own, so runs repeat.
+
+    Pictures smaller than a crop are left out; ConfigError when all are.
+    """
 
     def __init__(self, pictures: list[Tensor], side: int, seed: int) -> None:
-        self.pictures, self.side = pictures, side
-        area = torch.tensor([float(p.shape[1] * p.shape[2]) for p in pictures])
+        self.pictures, self.side = [p for p in pictures if min(p.shape[1:]) >= side], side
+        if not self.pictures:
+            raise ConfigError(f"no picture is as large as a crop of {side} x {side} pixels; take a smaller side")
+        area = torch.tensor([float(p.shape[1] * p.shape[2]) for p in self.pictures])
         self.share = area / area.sum()
         self.random = torch.Generator().manual_seed(seed)
 

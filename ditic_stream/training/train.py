@@ -14,7 +14,7 @@ import math
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -23,17 +23,12 @@ from torch import Tensor
 from ditic_stream.errors import ConfigError
 from ditic_stream.models.config import LEVELS, PRESETS
 from ditic_stream.models.network import Network
+from ditic_stream.models.weights import load_weights
 from ditic_stream.training.data import Crops, load_pictures
+from ditic_stream.training.evaluation import block_steps, evaluate, rounded
 from ditic_stream.training.init import principal_start
-from ditic_stream.training.losses import (
-    STRUCTURE,
-    border_error,
-    rate_weight,
-    self_distillation,
-    squared_error,
-    structure_loss,
-    tone_error,
-)
+from ditic_stream.training.objective import Terms, entropy_objective, whole_objective
+from ditic_stream.training.start import start_from
 
 VALIDATION_EVERY, VALIDATION_CROPS = 40, 24
 """Every so many-th picture is held out, and so many crops of those are coded at each report."""
@@ -53,6 +48,12 @@ class TrainConfig:
     """Folder of checkpoint, log and weights; made if absent.  A checkpoint found there is continued."""
     model: str = "small"
     """Preset of sizes."""
+    stage: str = "whole"
+    """"whole" trains all networks end to end; "entropy" trains what predicts symbols alone, on pictures' latents, and
+    leaves the others as `start` has them."""
+    start: str = ""
+    """Set of weights to go on from (a name or a file) in place of principal components; rounded symbols count from the
+    first step on."""
     minutes: float = 60.0
     """Wall time to train; the learning rate falls over it (cosine)."""
     steps: int = 0
@@ -66,15 +67,12 @@ class TrainConfig:
     threads: int = 2
     """Replicas on a CPU."""
     device: str = "cpu"
+    precision: str = "auto"
+    """Of the networks' activations: "bfloat16", "float32", or "auto", bfloat16 where the hardware multiplies it (where
+    it does not, that is eight times slower than float32)."""
     seed: int = 0
-    structure: float = 0.5
-    """Share of the structural term in the distortion, 0..1; the rest is squared error."""
-    distillation: float = 0.05
-    """Weight of self-distillation; 0 switches it off."""
-    border: float = 0.4
-    """Weight of the error of steps across cell borders beside the distortion; 0 switches it off."""
-    tone: float = 0.004
-    """Bits per pixel that a squared level of error in the mean of a cell is worth, at every rate; 0 switches it off."""
+    terms: Terms = field(default_factory=Terms)
+    """What is minimised beside the rate."""
     report: float = 120.0
     """Seconds between checkpoints and reports."""
 
@@ -83,6 +81,10 @@ class TrainConfig:
             raise ConfigError(f"model {self.model!r} is not one of {sorted(PRESETS)}; choose one")
         if self.side % 256 or self.side < 256:
             raise ConfigError(f"side {self.side} px is not a multiple of 256; 256 is the default")
+        if self.stage not in ("whole", "entropy") or (self.stage == "entropy" and not self.start):
+            raise ConfigError(f"stage {self.stage!r} from {self.start!r}: whole, or entropy from a set of weights")
+        if self.precision not in ("auto", "bfloat16", "float32"):
+            raise ConfigError(f"precision {self.precision!r} is not one of auto, bfloat16, float32; choose one")
         if self.batch % self.threads or self.threads < 1:
             raise ConfigError(f"batch {self.batch} is not a multiple of {self.threads} threads; choose one that is")
 
@@ -103,6 +105,9 @@ class Trainer:
         torch.set_num_threads(1)
         torch.manual_seed(config.seed)
         self.config, self.device = config, torch.device(config.device)
+        self.bfloat16 = config.precision == "bfloat16" or (
+            config.precision == "auto" and _multiplies_bfloat16(self.device)
+        )
         self.folder = Path(config.out)
         self.folder.mkdir(parents=True, exist_ok=True)
         pictures = load_pictures([Path(p) for p in config.data])
@@ -111,9 +116,15 @@ class Trainer:
         self.validation = Crops(held_out, config.side, 1).batch(VALIDATION_CROPS)
         self.training = kept
         self.network = Network(PRESETS[config.model])
-        principal_start(self.network, Crops(kept, 256, 2).batch(192))
+        if config.start:
+            start_from(self.network, load_weights(config.start))
+        else:
+            principal_start(self.network, Crops(kept, 256, 2).batch(192))
         self.network.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.averaged = copy.deepcopy(self.network).requires_grad_(False).eval()
+        if config.stage == "entropy":
+            for name, parameter in self.network.named_parameters():
+                parameter.requires_grad_(name.startswith("codec.") and name != "codec.log_gain")
         self.optimiser = torch.optim.AdamW(_groups(self.network, config.rate), betas=(0.9, 0.97), eps=1e-8)
         self.steps, self.elapsed = 0, 0.0
         if (self.folder / "checkpoint.pt").exists():
@@ -147,9 +158,9 @@ class Trainer:
         return self.steps / self.config.steps if self.config.steps else self.elapsed / (self.config.minutes * 60)
 
     def _step(self, pool: ThreadPoolExecutor, progress: float) -> Tensor:
-        warm = min(1.0, progress / 0.03)
+        warm, config = min(1.0, progress / 0.03), self.config
         for replica in self.replicas:
-            replica.codec.hard_share = HARD_SHARE if progress > HARD_FROM else 0.0
+            replica.codec.hard_share = HARD_SHARE if config.start or progress > HARD_FROM else 0.0
         for group in self.optimiser.param_groups:
             group["lr"] = group["base"] * warm * (0.02 + 0.49 * (1 + math.cos(math.pi * progress)))
         parts = torch.stack(list(pool.map(self._backward, range(len(self.replicas)))))
@@ -185,33 +196,18 @@ class Trainer:
                 int(torch.randint(8, (), generator=crops.random)),
                 int(torch.randint(8, (), generator=crops.random)),
             )
-        with torch.autocast(self.device.type, torch.bfloat16):
-            y, coded, features, denoised = network(x, level, anchor)
-        y = y.float()
-        weight = rate_weight_of(level)
-        bpp = (coded.bits_y + coded.bits_z) / (x.shape[2] * x.shape[3])
-        error, structure = squared_error(x, y), structure_loss(x, y)
-        distortion = (1 - config.structure) * error + config.structure * STRUCTURE * structure
-        if config.border:
-            distortion = distortion + config.border * border_error(x, y)
-        loss = bpp + weight * distortion
-        if config.tone:
-            loss = loss + config.tone * tone_error(x, y)
-        balanced = loss * (rate_weight((LEVELS - 1) / 2) / weight).sqrt()
-        total = balanced.mean()
-        if config.distillation:
-            total = (
-                total + config.distillation * self_distillation(features, denoised, network.codec.feature_std).mean()
-            )
+        objective = entropy_objective if config.stage == "entropy" else whole_objective
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+            total, parts = objective(network, x, level, anchor, config.terms)
         (total / len(self.replicas)).backward()
-        return torch.stack([loss.log().mean(), bpp.mean(), error.mean(), structure.mean()]).detach().cpu()
+        return parts.detach().cpu()
 
     @torch.no_grad()
     def _report(self, parts: list[Tensor]) -> None:
         line: dict[str, object] = {"step": self.steps, "seconds": round(self.elapsed, 1)}
         if parts:
             line["train"] = dict(
-                zip(("log_j", "bpp", "mse", "structure"), _rounded(torch.stack(parts).mean(0)), strict=True)
+                zip(("log_j", "bpp", "mse", "structure"), rounded(torch.stack(parts).mean(0)), strict=True)
             )
         line["validation"] = evaluate(self.averaged, self.validation.to(self.device))
         line["smooth"] = block_steps(self.averaged, self.device)
@@ -239,84 +235,14 @@ class Trainer:
         self.steps, self.elapsed = state["steps"], state["elapsed"]
 
 
-def rate_weight_of(level_B: Tensor) -> Tensor:
-    """`rate_weight` of many levels."""
-    low, high = math.log(rate_weight(0)), math.log(rate_weight(LEVELS - 1))
-    return (low + (high - low) * level_B / (LEVELS - 1)).exp()
-
-
-@torch.no_grad()
-def evaluate(network: Network, x_B3HW: Tensor) -> list[dict[str, float]]:
-    """Ideal rate, mean PSNR and structure loss of held-out crops at levels 0, 2, 4, 6; float32, hard rounding."""
-    rows = []
-    for level in (0.0, 2.0, 4.0, 6.0):
-        parts = []
-        for x in x_B3HW.split(4):
-            y, coded, _, _ = network(x, torch.full((len(x),), level, device=x.device))
-            y = (y.clamp(0, 1) * 255).round() / 255
-            bpp = (coded.bits_y + coded.bits_z) / (x.shape[2] * x.shape[3])
-            error, structure = squared_error(x, y), structure_loss(x, y)
-            parts.append(
-                torch.stack([bpp, 10 * (65025 / error).log10(), structure, (bpp + rate_weight(level) * error).log()])
-            )
-        row = torch.cat(parts, 1).mean(1)
-        rows.append(dict(zip(("bpp", "psnr", "structure", "log_j"), _rounded(row), strict=True)))
-    return rows
-
-
-@torch.no_grad()
-def block_steps(network: Network, device: torch.device | str = "cpu") -> list[dict[str, float]]:
-    """Mean absolute gradient across multiples of 32, 16 and 8 px over that elsewhere, on smooth pictures; 1 is
-    perfect."""
-    x = smooth_pictures().to(device)
-    rows = []
-    for level in (0.0, 2.0, 4.0, 6.0):
-        y = network(x, torch.full((len(x),), level, device=x.device))[0]
-        y = (y.clamp(0, 1) * 255).round()
-        rows.append(block_ratios(y))
-    return rows
-
-
-def block_ratios(y_B3HW: Tensor) -> dict[str, float]:
-    """See `block_steps`; for any pictures whose sides are multiples of 32 cells' borders."""
-    across = [
-        (y_B3HW[:, :, 1:] - y_B3HW[:, :, :-1]).abs().mean((0, 1, 3)),
-        (y_B3HW[..., 1:] - y_B3HW[..., :-1]).abs().mean((0, 1, 2)),
-    ]
-    place = [torch.arange(1, len(a) + 1, device=a.device) for a in across]
-    elsewhere = torch.cat([a[p % 8 != 0] for a, p in zip(across, place, strict=True)]).mean().clamp_min(1e-6)
-    chosen = {"32": lambda p: p % 32 == 0, "16": lambda p: p % 32 == 16, "8": lambda p: p % 16 == 8}
-    return {
-        name: round(float(torch.cat([a[rule(p)] for a, p in zip(across, place, strict=True)]).mean() / elsewhere), 3)
-        for name, rule in chosen.items()
-    }
-
-
-def smooth_pictures(side: int = 256, seed: int = 5) -> Tensor:
-    """Ramps and hazes with noise of one level, (6, 3, side, side), 0..1: where block steps and blotches show first."""
-    random = torch.Generator().manual_seed(seed)
-    position = torch.linspace(0, 1, side)
-    ramps = [0.3 + 0.3 * position.expand(side, side), 0.5 + 0.08 * (position[:, None] + position)]
-    hazes = [
-        torch.nn.functional.interpolate(
-            torch.rand(1, 1, n, n, generator=random), (side, side), mode="bicubic", align_corners=True
-        )[0, 0]
-        * 0.3
-        + 0.3
-        for n in (3, 4, 5, 7)
-    ]
-    gray = torch.stack([*ramps, *hazes])[:, None]
-    tint = torch.tensor([1.0, 0.95, 0.85])[:, None, None]
-    noisy = gray * tint + torch.randn(len(gray), 3, side, side, generator=random) / 255
-    return (noisy * 255).round().clamp(0, 255) / 255
-
-
 def _groups(network: Network, rate: float) -> list[dict[str, object]]:
     """Parameter groups: tables at three times the rate, entropy networks at twice; decay on matrices alone."""
     groups: dict[tuple[float, float], list[Tensor]] = {}
     for name, parameter in network.named_parameters():
-        table = name.startswith("codec.log_") or name.endswith((".level", ".table"))
-        entropy = name.startswith(("codec.analysis", "codec.synthesis"))
+        if not parameter.requires_grad:
+            continue
+        table = name.startswith("codec.log_") or name.endswith((".level", ".table", ".share"))
+        entropy = name.startswith("codec.") and not table
         factor = 3.0 if table else 2.0 if entropy else 1.0
         decay = 0.01 if parameter.ndim >= 2 and not table else 0.0
         groups.setdefault((factor, decay), []).append(parameter)
@@ -326,13 +252,15 @@ def _groups(network: Network, rate: float) -> list[dict[str, object]]:
     ]
 
 
+def _multiplies_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
 def _sharing(network: Network) -> Network:
     """A second network on the same parameters, with gradients of its own."""
     twin = copy.deepcopy(network)
     for mine, other in zip(twin.parameters(), network.parameters(), strict=True):
         mine.data = other.data
     return twin
-
-
-def _rounded(values: Tensor) -> list[float]:
-    return [round(float(v), 5) for v in values]

@@ -1,0 +1,83 @@
+"""What a training step minimises, from crops and a network: bits plus distortion at each crop's own rate level.
+
+In: crops (B, 3, H, W), 0..1, and a level each (B,), 0..7.  Out: the loss, and for the log four means: log of rate plus
+weighted distortion, bits per pixel, squared error, structural error.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ditic_stream.models.config import LEVELS
+from ditic_stream.models.network import Network
+from ditic_stream.training.losses import (
+    STRUCTURE,
+    border_error,
+    colour_error,
+    flat_border_error,
+    rate_weight,
+    rate_weight_of,
+    self_distillation,
+    squared_error,
+    structure_loss,
+    tone_error,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """Weights of the terms of the loss; 0 switches one off."""
+
+    structure: float = 0.6
+    """Share of the structural term in the distortion, 0..1; the rest is squared error."""
+    colour: float = 0.2
+    """Error of colour differences, beside the distortion."""
+    border: float = 0.4
+    """Error of steps across cell borders, beside the distortion."""
+    flat: float = 8.0
+    """The same in flat parts."""
+    tone: float = 0.004
+    """Bits per pixel that a squared level of error in the mean of a cell is worth, at every rate."""
+    distillation: float = 0.05
+    """Self-distillation (alignment 2 of DiT-IC)."""
+
+
+def whole_objective(
+    network: Network, x_B3HW: Tensor, level_B: Tensor, anchor: tuple[int, int], terms: Terms
+) -> tuple[Tensor, Tensor]:
+    """End to end: everything is trained."""
+    y, coded, features, denoised = network(x_B3HW, level_B, anchor)
+    y, weight = y.float(), rate_weight_of(level_B)
+    bpp = (coded.bits_y + coded.bits_z) / (x_B3HW.shape[2] * x_B3HW.shape[3])
+    error, structure = squared_error(x_B3HW, y), structure_loss(x_B3HW, y)
+    distortion = (1 - terms.structure) * error + terms.structure * STRUCTURE * structure
+    for share, term in ((terms.colour, colour_error), (terms.border, border_error), (terms.flat, flat_border_error)):
+        if share:
+            distortion = distortion + share * term(x_B3HW, y)
+    loss = bpp + weight * distortion
+    if terms.tone:
+        loss = loss + terms.tone * tone_error(x_B3HW, y)
+    total = _balanced(loss, weight)
+    if terms.distillation:
+        total = total + terms.distillation * self_distillation(features, denoised, network.codec.feature_std).mean()
+    return total, torch.stack([loss.log().mean(), bpp.mean(), error.mean(), structure.mean()])
+
+
+def entropy_objective(
+    network: Network, x_B3HW: Tensor, level_B: Tensor, anchor: tuple[int, int], terms: Terms
+) -> tuple[Tensor, Tensor]:
+    """Rate alone, of latents that stay as they are: no pixel is decoded, so a step costs a fraction."""
+    with torch.no_grad():
+        features = network.encoder(x_B3HW).float()
+    coded = network.codec(features, level_B)
+    bpp = (coded.bits_y + coded.bits_z) / (x_B3HW.shape[2] * x_B3HW.shape[3])
+    zero = torch.zeros(())
+    return _balanced(bpp, rate_weight_of(level_B)), torch.stack([bpp.log().mean(), bpp.mean(), zero, zero])
+
+
+def _balanced(loss_B: Tensor, weight_B: Tensor) -> Tensor:
+    """Mean in which all levels pull alike."""
+    return (loss_B * (rate_weight((LEVELS - 1) / 2) / weight_B).sqrt()).mean()

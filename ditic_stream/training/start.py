@@ -1,0 +1,78 @@
+"""Start a network from a published set of weights, so that training goes on where that set stopped.
+
+In: a network and a set of the same widths.  Changes the network in place.  Parts the set does not have (`context`,
+`overlap`) keep their start, which is zero, so the network does at first what the set did.  A file holds the
+hyper-synthesis as integers alone; floats that do the same are read off them, up to the rounding of activations.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ditic_stream.errors import WeightsError
+from ditic_stream.models.config import LOG_SCALE_MIN, LOG_SCALE_STEP
+from ditic_stream.models.latent_codec import CONTEXT_STEPS
+from ditic_stream.models.network import Network
+from ditic_stream.models.weights import Weights
+
+ACTIVATION = 6.0 / 255
+"""What an integer step of an activation becomes: ReLU networks do the same at any scale, and train best near one."""
+ADDED = ("encoder.overlap32", "decoder.overlap32", "codec.near", "codec.context")
+"""Parts that a set may lack."""
+
+
+@torch.no_grad()
+def start_from(network: Network, weights: Weights) -> None:
+    """Copy `weights` into `network`; WeightsError where widths differ."""
+    stored = {name: tensor for name, tensor in weights.tensors.items() if not name.startswith("entropy.")}
+    stored |= _synthesis(network, weights.tensors)
+    for name in ("log_scale", "log_scale_z"):
+        table = weights.tensors[f"entropy.{name.removeprefix('log_').replace('scale', 'scale_table')}"]
+        stored[f"codec.{name}"] = table.float() * (LOG_SCALE_STEP / 16) + LOG_SCALE_MIN
+    try:
+        missing, unexpected = network.load_state_dict(stored, strict=False)
+    except RuntimeError as error:
+        raise WeightsError(f"{weights.name} has other widths than this model ({error}); start from another") from error
+    missing = [name for name in missing if not name.startswith(ADDED)]
+    if missing or unexpected:
+        raise WeightsError(
+            f"{weights.name} does not fit this model: {missing[:3]} are missing, {unexpected[:3]} unknown; "
+            "start from another"
+        )
+
+
+def _synthesis(network: Network, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The floats of every integer layer: weight * 2^-shift, in units of what goes in and comes out."""
+    codec = network.codec
+    latent, first = network.config.latent, network.config.context
+    floats: dict[str, Tensor] = {}
+    hidden = torch.tensor(ACTIVATION)
+
+    def layer(name: str, stored: str, before: Tensor, after: Tensor) -> None:
+        shift = 2.0 ** -tensors[f"entropy.{stored}.shift"].float()
+        weight = tensors[f"entropy.{stored}.weight"].float() * shift[:, None, None, None]
+        floats[f"{name}.weight"] = weight * (after.expand(len(weight))[:, None] / before)[:, :, None, None]
+        floats[f"{name}.bias"] = tensors[f"entropy.{stored}.bias"].float() * shift * after
+
+    def out_step(channels: int) -> Tensor:
+        return torch.cat([torch.full((channels,), 1 / 16), torch.full((channels,), LOG_SCALE_STEP / 16)])
+
+    n = codec.synthesis.conv1.out_channels
+    layer("codec.synthesis.conv1", "conv1", torch.ones(1), hidden)
+    for name in ("expand", "conv2", "conv3"):
+        layer(f"codec.synthesis.{name}", name, hidden.expand(1), hidden)
+    layer("codec.synthesis.out", "out", hidden.expand(1), out_step(latent))
+    floats["codec.synthesis.level"] = floats["codec.synthesis.conv1.bias"]
+    floats["codec.synthesis.conv1.bias"] = torch.zeros(n)
+    for name in ("expand", "conv2", "conv3", "out"):
+        floats[f"codec.synthesis.{name}.bias"] = floats[f"codec.synthesis.{name}.bias"][0]
+    if network.config.context and "entropy.near_share" in tensors:
+        for name, out in (("near", first), ("context", latent - first)):
+            layer(f"codec.{name}.conv", f"{name}_conv", torch.full((1,), 1 / CONTEXT_STEPS), hidden)
+            layer(f"codec.{name}.join", f"{name}_join", hidden.expand(1), hidden)
+            layer(f"codec.{name}.out", f"{name}_out", hidden.expand(1), out_step(out))
+            for part in ("conv", "join", "out"):
+                floats[f"codec.{name}.{part}.bias"] = floats[f"codec.{name}.{part}.bias"][0]
+        floats["codec.near.share"] = tensors["entropy.near_share"].float() / 256
+    return floats
