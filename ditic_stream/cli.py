@@ -299,12 +299,18 @@ def train(
         "runs/train"
     ),
     model: Annotated[str, typer.Option(help="Preset of sizes: small or tiny.")] = "small",
+    start: Annotated[str, typer.Option(help="Set of weights to go on from (name or file); none: from scratch.")] = "",
+    stage: Annotated[
+        str, typer.Option(help="whole: all networks; entropy: only what predicts symbols, from --start.")
+    ] = "whole",
     minutes: Annotated[float, typer.Option(min=0, help="Wall time to train; the learning rate falls over it.")] = 60.0,
     batch: Annotated[int, typer.Option(min=1, help="Crops a step, over all threads.")] = 8,
     side: Annotated[int, typer.Option(help="Side of a crop, pixels: a multiple of 256.")] = 256,
     rate: Annotated[float, typer.Option(min=0, help="Learning rate.")] = 1e-3,
     threads: Annotated[int, typer.Option(min=1, help="Replicas on a CPU.")] = 2,
     device: Device = "cpu",
+    precision: Annotated[str, typer.Option(help="auto, bfloat16 or float32.")] = "auto",
+    report: Annotated[float, typer.Option(min=1, help="Seconds between checkpoints and reports.")] = 120.0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of crops and weights.")] = 0,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -312,16 +318,21 @@ def train(
     """Train a set of weights; the same command again goes on from the last checkpoint.
 
     \b
-    Example:  ditic-stream train pictures/ --model tiny --minutes 10 --out runs/tiny
+    Examples:
+      ditic-stream train pictures/ --model tiny --minutes 10 --out runs/tiny
+      ditic-stream train scenes.tar --start small --minutes 120 --rate 5e-4 --out runs/mine
     """
     from ditic_stream.training.train import TrainConfig, run
 
     settings = TrainConfig(
-        data=tuple(map(str, data)), out=str(out), model=model, minutes=minutes, batch=batch, side=side, rate=rate,
-        threads=threads, device=device, seed=seed,
+        data=tuple(map(str, data)), out=str(out), model=model, start=start, stage=stage, minutes=minutes, batch=batch,
+        side=side, rate=rate, threads=threads, device=device, precision=precision, report=report, seed=seed,
     )  # fmt: skip
-    with console.interruptible(f"run the same command again to go on from the last checkpoint in {out}"):
-        weights = run(settings)
+    with (
+        console.interruptible(f"run the same command again to go on from the last checkpoint in {out}"),
+        console.Progress("train", quiet=quiet, unit="min") as progress,
+    ):
+        weights = run(settings, progress)
     size = weights.stat().st_size
     facts = {"weights": str(weights), "bytes": size, "log": str(out / "log.jsonl")}
     console.emit(facts, as_json=as_json, lines=[f"{weights}: {console.size(size)}"], quiet=quiet)

@@ -30,7 +30,7 @@ class Progress:
     """A bar with ETA and MP/s on a terminal, one line every few seconds otherwise, nothing when quiet.
 
     Call it with (done, in all), in pixels or in bytes; use it as a context manager, so that the bar leaves the terminal
-    clean.  unit: "MP" or "MB", a million of what is counted.
+    clean.  unit: "MP" or "MB", a million of what is counted; "min" counts seconds of work, of which no speed is shown.
     """
 
     def __init__(self, label: str, *, quiet: bool = False, unit: str = "MP") -> None:
@@ -64,7 +64,8 @@ class Progress:
             self._draw(done, total, speed)
         else:
             share = 100 * done / total if total else 100.0
-            amount = f"{done / 1e6:.1f} of {total / 1e6:.1f} {self._unit}"
+            per = 60 if self._unit == "min" else 1e6
+            amount = f"{done / per:.1f} of {total / per:.1f} {self._unit}"
             _complain(f"{self._label} {share:.0f} %  {amount}{self._pace(done, total, speed)}")
 
     def _draw(self, done: int, total: int, speed: float) -> None:
@@ -87,7 +88,7 @@ class Progress:
         if speed <= 0:
             return ""
         eta = f"  ETA {duration((total - done) / speed)}" if done < total else ""
-        return f"  {speed / 1e6:.2f} {self._unit}/s{eta}"
+        return eta if self._unit == "min" else f"  {speed / 1e6:.2f} {self._unit}/s{eta}"
 
 
 def _is_terminal() -> bool:

@@ -11,13 +11,15 @@ import torch
 from pictures import landscape
 
 from ditic_stream.codec import load_codec
-from ditic_stream.errors import ConfigError
+from ditic_stream.errors import ConfigError, WeightsError
 from ditic_stream.models.config import PRESETS
 from ditic_stream.models.network import Network
+from ditic_stream.models.weights import load_weights
 from ditic_stream.training.data import Crops, load_pictures
 from ditic_stream.training.evaluation import block_ratios, smooth_pictures
 from ditic_stream.training.init import principal_start
-from ditic_stream.training.losses import squared_error, structure_loss
+from ditic_stream.training.losses import colour_error, flat_border_error, squared_error, structure_loss
+from ditic_stream.training.start import start_from
 from ditic_stream.training.train import TrainConfig, Trainer, run
 
 
@@ -91,3 +93,69 @@ def test_settings_out_of_bounds_are_refused() -> None:
         TrainConfig(data=("x",), out="y", side=300)
     with pytest.raises(ConfigError, match="batch 3"):
         TrainConfig(data=("x",), out="y", batch=3)
+
+
+def tiny_run(pictures: Path, out: Path, **changes: object) -> TrainConfig:
+    settings: dict[str, object] = {
+        "data": (str(pictures),), "out": str(out), "model": "tiny", "batch": 2, "threads": 2, "report": 1e9,
+        "rate": 1e-3, **changes,
+    }  # fmt: skip
+    return TrainConfig(**settings)  # type: ignore[arg-type]
+
+
+def test_a_run_goes_on_from_a_published_set_as_that_set_codes(pictures: Path) -> None:
+    """Floats read off the integer networks predict what the integers do: the same bits, to a percent."""
+    network = Network(PRESETS["tiny"]).eval()
+    start_from(network, load_weights("tiny"))
+    codec = load_codec("tiny")
+    x = Crops(load_pictures([pictures]), 256, 3).batch(1)
+    for q in (16, 64):
+        coded = codec.encode(x.numpy(), (slice(0, 256), slice(0, 256)), q)
+        with torch.no_grad():
+            expected = network.codec(network.encoder(x), torch.full((1,), q / 16))
+        bits = float(expected.bits_y + expected.bits_z)
+        assert bits == pytest.approx(8 * (len(coded.words) + len(coded.escapes)), rel=0.03, abs=160)
+
+
+def test_a_set_of_other_widths_is_no_start() -> None:
+    with pytest.raises(WeightsError, match="widths"):
+        start_from(Network(PRESETS["small"]), load_weights("tiny"))
+
+
+def test_the_entropy_stage_moves_what_predicts_symbols_and_nothing_else(pictures: Path, tmp_path: Path) -> None:
+    trainer = Trainer(tiny_run(pictures, tmp_path, start="tiny", stage="entropy", steps=2))
+    before = {name: tensor.clone() for name, tensor in trainer.network.state_dict().items()}
+    trainer.train()
+    moved = {name for name, tensor in trainer.network.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert any(name.startswith("codec.synthesis") for name in moved)
+    assert all(name.startswith("codec.") for name in moved) and "codec.log_gain" not in moved
+
+
+def test_an_entropy_stage_needs_a_start() -> None:
+    with pytest.raises(ConfigError, match="entropy from a set"):
+        TrainConfig(data=("x",), out="y", stage="entropy")
+
+
+def test_flat_border_error_weighs_a_step_by_how_flat_it_is_around() -> None:
+    flat = torch.full((1, 3, 128, 128), 0.5)
+    busy = torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(1))
+    step = (torch.arange(128) // 32 % 2) * (4 / 255)
+    on_flat, on_busy = (float(flat_border_error(x, x + step)) for x in (flat, busy))
+    assert on_flat > 1000 * on_busy > 0
+    assert float(flat_border_error(flat, flat)) == 0
+
+
+def test_colour_error_sees_a_change_of_hue_and_not_of_brightness() -> None:
+    gray = torch.full((1, 3, 64, 64), 0.5)
+    tint = torch.tensor([0.02, -0.02, 0.02])[:, None, None]
+    assert float(colour_error(gray, gray + 0.05)) < 1e-6 < 1 < float(colour_error(gray, gray + tint))
+
+
+def test_pictures_smaller_than_a_crop_are_left_out(pictures: Path) -> None:
+    loaded = load_pictures([pictures])
+    with pytest.raises(ConfigError, match="512 x 512"):
+        Crops(loaded, 512, 0)
+
+
+def test_sets_from_before_a_field_keep_their_description() -> None:
+    assert "context" not in PRESETS["tiny"].to_json() and PRESETS["small"].to_json()["context"] == 64

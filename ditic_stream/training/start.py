@@ -25,15 +25,17 @@ ADDED = ("encoder.overlap32", "decoder.overlap32", "codec.near", "codec.context"
 @torch.no_grad()
 def start_from(network: Network, weights: Weights) -> None:
     """Copy `weights` into `network`; WeightsError where widths differ."""
+    theirs, ours = weights.config.to_json(), network.config.to_json()
+    unequal = (name for name, value in theirs.items() if value != ours.get(name))
+    differing = ", ".join(f"{name} {theirs[name]}, not {ours.get(name, 0)}" for name in unequal)
+    if differing:
+        raise WeightsError(f"{weights.name} has other widths than this model: {differing}; start from another")
     stored = {name: tensor for name, tensor in weights.tensors.items() if not name.startswith("entropy.")}
     stored |= _synthesis(network, weights.tensors)
     for name in ("log_scale", "log_scale_z"):
         table = weights.tensors[f"entropy.{name.removeprefix('log_').replace('scale', 'scale_table')}"]
         stored[f"codec.{name}"] = table.float() * (LOG_SCALE_STEP / 16) + LOG_SCALE_MIN
-    try:
-        missing, unexpected = network.load_state_dict(stored, strict=False)
-    except RuntimeError as error:
-        raise WeightsError(f"{weights.name} has other widths than this model ({error}); start from another") from error
+    missing, unexpected = network.load_state_dict(stored, strict=False)
     missing = [name for name in missing if not name.startswith(ADDED)]
     if missing or unexpected:
         raise WeightsError(

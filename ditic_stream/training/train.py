@@ -13,6 +13,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -89,12 +90,16 @@ class TrainConfig:
             raise ConfigError(f"batch {self.batch} is not a multiple of {self.threads} threads; choose one that is")
 
 
-def run(config: TrainConfig) -> Path:
+Progress = Callable[[int, int], None]
+"""Told after each step the seconds that are done and in all; of a run by steps, the latter is a forecast."""
+
+
+def run(config: TrainConfig, progress: Progress | None = None) -> Path:
     """Train (or go on training) and export; returns the path of the weights."""
     from ditic_stream.training.export import export
 
     trainer = Trainer(config)
-    trainer.train()
+    trainer.train(progress)
     return export(trainer.averaged, trainer.training, Path(config.out) / "weights.safetensors")
 
 
@@ -135,16 +140,18 @@ class Trainer:
             Crops(kept, config.side, 1000 * config.seed + 10 + i + 7919 * self.steps) for i in range(replicas)
         ]
 
-    def train(self) -> None:
+    def train(self, progress: Progress | None = None) -> None:
         """Step until the time is up, reporting and saving on the way."""
         last = self.elapsed
         reported: list[Tensor] = []
         self._report(reported)
         began = time.monotonic() - self.elapsed
         with ThreadPoolExecutor(len(self.replicas)) as pool:
-            while (progress := self._progress()) < 1:
-                reported.append(self._step(pool, progress))
+            while (part := self._part()) < 1:
+                reported.append(self._step(pool, part))
                 self.elapsed = time.monotonic() - began
+                if progress:
+                    progress(round(self.elapsed), round(self.elapsed / max(self._part(), 1e-9)))
                 if self.elapsed - last > self.config.report:
                     last = self.elapsed
                     self._save()
@@ -153,16 +160,16 @@ class Trainer:
         self._save()
         self._report(reported)
 
-    def _progress(self) -> float:
+    def _part(self) -> float:
         """How far the run is, 0..1 and beyond."""
         return self.steps / self.config.steps if self.config.steps else self.elapsed / (self.config.minutes * 60)
 
-    def _step(self, pool: ThreadPoolExecutor, progress: float) -> Tensor:
-        warm, config = min(1.0, progress / 0.03), self.config
+    def _step(self, pool: ThreadPoolExecutor, part: float) -> Tensor:
+        warm, config = min(1.0, part / 0.03), self.config
         for replica in self.replicas:
-            replica.codec.hard_share = HARD_SHARE if config.start or progress > HARD_FROM else 0.0
+            replica.codec.hard_share = HARD_SHARE if config.start or part > HARD_FROM else 0.0
         for group in self.optimiser.param_groups:
-            group["lr"] = group["base"] * warm * (0.02 + 0.49 * (1 + math.cos(math.pi * progress)))
+            group["lr"] = group["base"] * warm * (0.02 + 0.49 * (1 + math.cos(math.pi * part)))
         parts = torch.stack(list(pool.map(self._backward, range(len(self.replicas)))))
         first, *others = (list(r.parameters()) for r in self.replicas)
         for other in others:
