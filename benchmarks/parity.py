@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ditic_stream.errors import DiticError
-from ditic_stream.models.paper.config import SCALE_MIN, PaperConfig
+from ditic_stream.models.paper.config import PaperConfig
 from ditic_stream.models.paper.entropy import Plane, Replay, Rounding, run_passes, scale_table
 from ditic_stream.models.paper.network import PaperNetwork, crop, pad, shapes_of, to_network_units
 from ditic_stream.models.paper.seeded import seeded
@@ -93,8 +93,8 @@ class Following:
 
 
 def _distance_to_table(scale: Tensor) -> np.ndarray:
-    """Distance of each scale to the nearest of the known widths, where the index turns over."""
-    table, values = scale_table().astype(np.float64), scale.double().clamp_min(SCALE_MIN).numpy()
+    """Distance of each raw scale to the nearest of the known widths, where the index turns over."""
+    table, values = scale_table().astype(np.float64), scale.double().numpy()
     above = np.searchsorted(table, values).clip(1, len(table) - 1)
     return np.minimum(np.abs(values - table[above - 1]), np.abs(values - table[above]))
 

@@ -1,8 +1,8 @@
 """The entropy model: what is coded, in which order, and under which table.
 
-Everything is in quantisation steps (the step is 1).  The hyper-latent z is rounded about its medians.  The latent y goes
-in four passes over channel groups and the positions of 2x2 cells: within a pass each group has another position, so that
-the pass is one dense plane of a quarter of the channels.
+Everything is in quantisation steps (the step is 1).  The hyper-latent z is rounded about its medians.  The latent y
+goes in four passes over channel groups and the positions of 2x2 cells: within a pass each group has another position,
+so that the pass is one dense plane of a quarter of the channels.
 
     position in a cell   0 1      pass | group   0 1 2 3
                          2 3          0          0 1 2 3
@@ -40,8 +40,8 @@ INITIAL_WIDTH = 10.0
 class FactorisedPrior(nn.Module):
     """Distribution of the hyper-latent: its medians, and the parameters its integer tables are made from.
 
-    The cumulative of channel c is sigmoid(f(x)), f a chain of softplus matrices with tanh gates; `quantiles` (160, 1, 3)
-    hold the lower tail, the median and the upper tail.
+    The cumulative of channel c is sigmoid(f(x)), f a chain of softplus matrices with tanh gates; `quantiles`
+    (160, 1, 3) hold the lower tail, the median and the upper tail.
     """
 
     def __init__(self) -> None:
@@ -141,7 +141,7 @@ def run_passes(codec: LatentCodec, z_hat_BChw: Tensor, code: Coder) -> Decoded:
     z_hat: the decoded hyper-latent (B, 160, h, w).  code: called once a pass, in order.
     """
     base = codec.h_s(z_hat_BChw)
-    masks = cell_masks(*base.shape[2:], base.device)
+    masks = cell_masks(base.shape[2], base.shape[3], base.device)
     latent, scales = torch.zeros_like(base), torch.zeros_like(base)
     for number, mask in enumerate(masks):
         mean, scale = codec.parameters_of_pass(number, base)
@@ -161,7 +161,7 @@ class Rounding:
 
     def __init__(self, y_BChw: Tensor) -> None:
         self._y = y_BChw
-        self._masks = cell_masks(*y_BChw.shape[2:], y_BChw.device)
+        self._masks = cell_masks(y_BChw.shape[2], y_BChw.shape[3], y_BChw.device)
         self._sent: list[tuple[Tensor, Tensor]] = []
 
     def residual(self, plane: Plane) -> Tensor:
