@@ -12,8 +12,9 @@ How they are built, in numpy's float64, from parameters as the checkpoint holds 
         of the factorised prior; probability of v: difference of the cumulative at v + 0.5 and v - 0.5, both mirrored
         below zero where they lie above it; escape: what is left on both sides
 
-    n probabilities p, made to sum to 1: exact shares p * (65536 - n), each count 1 + floor of its share; what is left
-    goes, one each, to the shares with the largest fractions, the lower entry first among equals
+    counts of a table: probabilities are scaled so that they sum to 65536; those that come out below 1 get 1, and the
+    others are scaled again, to what these leave, until none is below 1; the others are rounded down, and what is left
+    goes, one each, to those with the largest fractions, the lower entry first among equals
 """
 
 from __future__ import annotations
@@ -138,11 +139,18 @@ def _normal(x: _FLOATS) -> _FLOATS:
 
 
 def _counts(mass: _FLOATS) -> NDArray[np.int64]:
-    share = mass / mass.sum() * (TOTAL - mass.size)
+    if not np.isfinite(mass).all() or mass.sum() <= 0:
+        raise ValueError(f"{_PRIOR}matrices: a channel's distribution has no mass between its tails")
+    small = np.zeros(mass.size, bool)
+    while True:
+        share = np.where(small, 1.0, mass / mass[~small].sum() * (TOTAL - int(small.sum())))
+        if not (share < 1).any():
+            break
+        small |= share < 1
     counts = np.floor(share).astype(np.int64)
-    rest = TOTAL - mass.size - int(counts.sum())
+    rest = TOTAL - int(counts.sum())
     counts[np.argsort(counts - share, kind="stable")[:rest]] += 1
-    return counts + 1
+    return counts
 
 
 def _flat(rows: list[tuple[NDArray[np.int64], int]]) -> FlatTables:
