@@ -313,6 +313,13 @@ def test_files_that_are_no_checkpoints_are_refused_in_one_line(
         checkpoint.import_checkpoint(tmp_path / "other.pt")
 
 
+def test_parameters_are_read_as_plain_tensors(tmp_path: Path) -> None:
+    torch.save({"codec.entropy_bottleneck.quantiles": torch.nn.Parameter(torch.ones(2))}, tmp_path / "a.pt")
+    found, _ = checkpoint.read_pickle(tmp_path / "a.pt")
+    (tensor,) = found.values()
+    assert type(tensor) is torch.Tensor and not tensor.requires_grad
+
+
 def test_old_files_of_torch_are_read_too(tmp_path: Path) -> None:
     torch.save(
         {"DiT.proj_out.bias": torch.ones(32), "loss.a": 1}, tmp_path / "a.pt", _use_new_zipfile_serialization=False

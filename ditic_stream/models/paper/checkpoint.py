@@ -156,7 +156,12 @@ def read_pickle(path: Path) -> tuple[dict[str, Tensor], int]:
             data = inner[0] if inner else data
     if not isinstance(data, Mapping):
         raise WeightsError(f"{path.name} holds a {type(data).__name__}, not tensors by name; it is no checkpoint")
-    ours = {key: value for key, value in data.items() if _part(key)}
+    ours = {
+        # A file may hold parameters, which ask for gradients; their values are what counts.
+        key: value.detach() if isinstance(value, Tensor) else value
+        for key, value in data.items()
+        if _part(key)
+    }
     return ours, len(data) - len(ours)
 
 
