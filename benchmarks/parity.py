@@ -46,7 +46,7 @@ class Report:
     failed: list[str] = field(default_factory=list)
 
     def floats(self, name: str, here: Tensor) -> None:
-        wanted, found = self.golden[name].astype(np.float64), here.double().numpy()
+        wanted, found = self.golden[name].astype(np.float64), here.double().cpu().numpy()
         if wanted.shape != found.shape:
             self._line(name, wanted.shape, f"has shape {found.shape} here", passed=False)
             return
@@ -54,14 +54,14 @@ class Report:
         relative = largest / spread if spread else (0.0 if not largest else float("inf"))
         self._line(name, wanted.shape, f"{largest:10.2e} {relative:12.2e}", passed=relative <= TOLERANCE)
 
-    def integers(self, name: str, here: np.ndarray, margin: np.ndarray) -> None:
+    def integers(self, name: str, here: Tensor, margin: np.ndarray) -> None:
         """margin: how far each value is from where it would be the golden one, in steps."""
-        wanted = self.golden[name]
-        if wanted.size != here.size:
-            self._line(name, wanted.shape, f"has {here.size} values here", passed=False)
+        wanted, found = self.golden[name], here.long().cpu().numpy().ravel()
+        if wanted.size != found.size:
+            self._line(name, wanted.shape, f"has {found.size} values here", passed=False)
             return
-        differs = here.ravel() != wanted.ravel()
-        near = np.abs(here.ravel().astype(np.int64) - wanted.ravel()) <= 1
+        differs = found != wanted.ravel()
+        near = np.abs(found - wanted.ravel()) <= 1
         ties = differs & near & (margin.ravel() <= TOLERANCE)
         text = f"{int(differs.sum())} of {wanted.size} differ, {int(ties.sum())} of them ties"
         self._line(name, wanted.shape, text, passed=bool((differs == ties).all()))
@@ -80,9 +80,7 @@ class Following:
         self._margins: list[tuple[np.ndarray, np.ndarray]] = []
 
     def __call__(self, plane: Plane) -> Tensor:
-        residual = self.rounding.residual(plane).double().numpy()
-        symbol_margin = np.abs(residual - np.floor(residual) - 0.5)
-        self._margins.append((symbol_margin, _distance_to_table(plane.scale)))
+        self._margins.append((_distance_to_half(self.rounding.residual(plane)), _distance_to_table(plane.scale)))
         self.rounding(plane)
         return self._golden(plane)
 
@@ -92,9 +90,15 @@ class Following:
         return np.concatenate([m.ravel() for m in symbols]), np.concatenate([m.ravel() for m in indexes])
 
 
+def _distance_to_half(values: Tensor) -> np.ndarray:
+    """Distance of each value to the nearest of .., -0.5, 0.5, 1.5, .., where rounding turns over."""
+    exact = values.double().cpu().numpy()
+    return np.abs(exact - np.floor(exact) - 0.5)
+
+
 def _distance_to_table(scale: Tensor) -> np.ndarray:
     """Distance of each raw scale to the nearest of the known widths, where the index turns over."""
-    table, values = scale_table().astype(np.float64), scale.double().numpy()
+    table, values = scale_table().astype(np.float64), scale.double().cpu().numpy()
     above = np.searchsorted(table, values).clip(1, len(table) - 1)
     return np.minimum(np.abs(values - table[above - 1]), np.abs(values - table[above]))
 
@@ -103,7 +107,10 @@ def _distance_to_table(scale: Tensor) -> np.ndarray:
 def compare(network: PaperNetwork, golden: dict[str, np.ndarray]) -> list[str]:
     """Run the system on the golden image, print a line a tensor, and give the names of those that fail."""
     report = Report(golden)
-    image = torch.from_numpy(golden["image"])
+    device = network.prompter.pattern.device
+    image, z_symbols, symbols = (
+        torch.from_numpy(golden[name]).to(device) for name in ("image", "z_symbols", "symbols")
+    )
     encoded = network.encode(pad(to_network_units(image[None])))
     report.floats("latent", encoded.latent)
     report.floats("aux", encoded.aux[:, ::4])
@@ -111,19 +118,16 @@ def compare(network: PaperNetwork, golden: dict[str, np.ndarray]) -> list[str]:
     report.floats("z", encoded.z)
 
     prior = network.codec.entropy_bottleneck
-    offset = (encoded.z - prior.medians).double().numpy()
-    report.integers("z_symbols", prior.symbols(encoded.z).numpy(), np.abs(offset - np.floor(offset) - 0.5))
+    report.integers("z_symbols", prior.symbols(encoded.z), _distance_to_half(encoded.z - prior.medians))
     if report.failed:
         print("the encoder differs, so what follows may too")
-    if encoded.z.shape != golden["z_symbols"].shape or encoded.y.numel() != golden["symbols"].size:
+    if encoded.z.shape != z_symbols.shape or encoded.y.numel() != symbols.numel():
         raise ValueError("the symbols of the golden file belong to a picture of another size")
-    z_hat = prior.values(torch.from_numpy(golden["z_symbols"]))
-
-    coder = Following(encoded.y, torch.from_numpy(golden["symbols"])[None])
-    decoded = run_passes(network.codec, z_hat, coder)
+    coder = Following(encoded.y, symbols[None])
+    decoded = run_passes(network.codec, prior.values(z_symbols), coder)
     symbol_margin, index_margin = coder.margins()
-    report.integers("symbols", coder.rounding.symbols().numpy(), symbol_margin)
-    report.integers("indexes", coder.rounding.indexes().numpy(), index_margin)
+    report.integers("symbols", coder.rounding.symbols(), symbol_margin)
+    report.integers("indexes", coder.rounding.indexes(), index_margin)
 
     heads = network.heads(decoded)
     report.floats("mean", heads.mean)
@@ -158,16 +162,22 @@ def main() -> int:
     parser.add_argument("--config", type=Path, required=True, help="JSON with `vae` and `transformer`")
     parser.add_argument("--golden", type=Path, required=True, help="npz with the image and the reference's tensors")
     parser.add_argument("--seed", type=int, default=0, help="of the weights (default 0)")
+    parser.add_argument("--device", default="cpu", help="where the networks run (default cpu)")
     options = parser.parse_args()
+    # Otherwise convolutions on CUDA round their inputs to 10 bits of mantissa.
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     began = time.perf_counter()
     try:
         golden, config = read_golden(options.golden), PaperConfig.load(options.config)
-        network = PaperNetwork.of(config, seeded(shapes_of(config), options.seed))
+        network = PaperNetwork.of(config, seeded(shapes_of(config), options.seed)).to(options.device)
         height, width = golden["image"].shape[:2]
-        print(f"{options.golden.name}: {width} x {height} pixels, weights of seed {options.seed}, float32")
+        print(
+            f"{options.golden.name}: {width} x {height} pixels, weights of seed {options.seed}, "
+            f"float32 on {options.device}"
+        )
         print(f"{'tensor':<16}{'shape':<16}{'largest':>10} {'in std devs':>12}")
         failed = compare(network, golden)
-    except (DiticError, OSError, ValueError) as error:
+    except (DiticError, OSError, ValueError, RuntimeError) as error:
         print(f"parity: {error}", file=sys.stderr)
         return 2
     verdict = f"FAILED: {', '.join(failed)}" if failed else f"all {len(FLOATS) + len(INTEGERS)} tensors pass"

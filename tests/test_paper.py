@@ -273,5 +273,5 @@ def test_without_diffusers_the_error_says_what_to_install(monkeypatch: pytest.Mo
         return real(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", refuse)
-    with pytest.raises(ConfigError, match=r"pip install 'ditic-stream\[paper\]'"):
+    with pytest.raises(ConfigError, match=r"^ditic-0.6b needs diffusers.*pip install 'ditic-stream\[paper\]'"):
         backbones.autoencoder(OFFICIAL)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("diffusers", reason="the extra `paper` is not installed")
 
@@ -72,8 +73,6 @@ def report(parity: Any) -> Any:
 
 @pytest.mark.parametrize(("error", "passes"), [(1.9e-4, True), (2.1e-4, False), (float("nan"), False)])
 def test_one_element_off_by_more_than_the_bound_fails(report: Any, error: float, passes: bool) -> None:
-    import torch
-
     here = torch.from_numpy(report.golden["y"].copy())
     here[0, 3, 2, 1] += error
     report.floats("y", here)
@@ -81,10 +80,8 @@ def test_one_element_off_by_more_than_the_bound_fails(report: Any, error: float,
 
 
 def test_a_tensor_of_another_shape_fails(report: Any) -> None:
-    import torch
-
     report.floats("y", torch.zeros(1, 8, 4, 5))
-    report.integers("symbols", np.zeros(7, np.int32), np.zeros(7))
+    report.integers("symbols", torch.zeros(7, dtype=torch.int32), np.zeros(7))
     assert report.failed == ["y", "symbols"]
 
 
@@ -96,7 +93,7 @@ def test_a_tensor_of_another_shape_fails(report: Any) -> None:
 def test_only_ties_may_differ(report: Any, moved: int, margin: float, passes: bool) -> None:
     margins = np.full(6, 0.3)
     margins[2] = margin
-    here = report.golden["symbols"].copy()
+    here = torch.from_numpy(report.golden["symbols"].copy())
     here[2] += moved
     report.integers("symbols", here, margins)
     assert (report.failed == []) == passes

@@ -27,8 +27,9 @@ def _class(name: str) -> Any:
 
 
 def _build(name: str, settings: dict[str, Any]) -> nn.Module:
+    kind = _class(name)
     try:
-        found: nn.Module = _class(name)(**settings)
+        found: nn.Module = kind(**settings)
     except (TypeError, ValueError, IndexError) as error:
         raise ConfigError(f"the configuration does not make a {name} ({error})") from error
     return found.eval()
