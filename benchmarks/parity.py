@@ -107,11 +107,11 @@ def _distance_to_table(scale: Tensor) -> np.ndarray:
 def compare(network: PaperNetwork, golden: dict[str, np.ndarray]) -> list[str]:
     """Run the system on the golden image, print a line a tensor, and give the names of those that fail."""
     report = Report(golden)
-    device = network.prompter.pattern.device
+    like = network.prompter.pattern
     image, z_symbols, symbols = (
-        torch.from_numpy(golden[name]).to(device) for name in ("image", "z_symbols", "symbols")
+        torch.from_numpy(golden[name]).to(like.device) for name in ("image", "z_symbols", "symbols")
     )
-    encoded = network.encode(pad(to_network_units(image[None])))
+    encoded = network.encode(pad(to_network_units(image[None])).to(like.dtype))
     report.floats("latent", encoded.latent)
     report.floats("aux", encoded.aux[:, ::4])
     report.floats("y", encoded.y)
@@ -162,18 +162,22 @@ def main() -> int:
     parser.add_argument("--config", type=Path, required=True, help="JSON with `vae` and `transformer`")
     parser.add_argument("--golden", type=Path, required=True, help="npz with the image and the reference's tensors")
     parser.add_argument("--seed", type=int, default=0, help="of the weights (default 0)")
+    parser.add_argument("--dtype", choices=["float32", "float64"], default="float32", help="of weights and sums")
     parser.add_argument("--device", default="cpu", help="where the networks run (default cpu)")
     options = parser.parse_args()
-    # Otherwise convolutions on CUDA round their inputs to 10 bits of mantissa.
+    # What is compared is formulas, not kernels.  On CUDA, convolutions would round their inputs to 10 bits of mantissa;
+    # on a CPU, oneDNN's add up in longer runs, 2 to 4 times farther from float64 than torch's own.
+    torch.backends.mkldnn.set_flags(False)
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     began = time.perf_counter()
     try:
         golden, config = read_golden(options.golden), PaperConfig.load(options.config)
-        network = PaperNetwork.of(config, seeded(shapes_of(config), options.seed)).to(options.device)
+        tensors = seeded(shapes_of(config), options.seed)
+        network = PaperNetwork.of(config, tensors, getattr(torch, options.dtype)).to(options.device)
         height, width = golden["image"].shape[:2]
         print(
             f"{options.golden.name}: {width} x {height} pixels, weights of seed {options.seed}, "
-            f"float32 on {options.device}"
+            f"{options.dtype} on {options.device}"
         )
         print(f"{'tensor':<16}{'shape':<16}{'largest':>10} {'in std devs':>12}")
         failed = compare(network, golden)
