@@ -8,6 +8,7 @@
       DesyncError                    symbols disagree with their checksum: decode where the numerics match, or report
       MissingTileError  LookupError  encode that tile
       WeightsError                   fetch the named weights
+        CheckpointError              take the file as its makers released it; carries what differs
       LockedError                    wait for the other run, or stop it
       TaskError                      retry or report; carries key, attempt, and the worker's own words
 
@@ -104,6 +105,16 @@ class WeightsError(DiticError):
     """The weights an archive names are not here, or are not the ones it names."""
 
     kind = "weights"
+
+
+class CheckpointError(WeightsError):
+    """A file is not a checkpoint of the model it is imported as; `differences` says in which ways, a line each."""
+
+    kind = "checkpoint"
+
+    def __init__(self, message: str, *, key: str | None = None, differences: tuple[str, ...] = ()) -> None:
+        super().__init__(message, key=key)
+        self.differences = differences
 
 
 class LockedError(DiticError):

@@ -1,7 +1,7 @@
 """What an archive is, in plain values: the content of `info`, the bytes it costs, and the weights at hand.
 
-In: an open archive, or the package's own weights.  Out: dicts that JSON can hold, and lines for people.
-Reads manifests, headers and sizes only; loads neither torch nor zarr.
+In: an open archive, or the weights in the package and in the model folder.  Out: dicts that JSON can hold, and lines
+for people.  Reads manifests, headers and sizes only; loads neither torch nor zarr.
 """
 
 from __future__ import annotations
@@ -11,9 +11,12 @@ import json
 import math
 from collections.abc import Iterator
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from ditic_stream.archive import Archive
+from ditic_stream.errors import WeightsError
+from ditic_stream.models import folder as imported
 
 CODED = ("records/c/", "mask/c/")
 """Objects that rate counts: records with headers and shard indexes, and masks."""
@@ -112,7 +115,11 @@ def lines(facts: dict[str, Any]) -> list[str]:
 
 
 def weight_sets() -> Iterator[dict[str, Any]]:
-    """The weights in the package, by name: from the headers of their safetensors files, without loading a tensor."""
+    """The weights at hand, by name: those in the package, from the headers of their safetensors files, then those in
+    the model folder, from their records.  Loads no tensor.
+
+    One of the folder that is damaged has the key `problem`, a sentence, and little else.
+    """
     folder = files("ditic_stream").joinpath("weights")
     found = [one for one in folder.iterdir() if one.name.endswith(".safetensors")] if folder.is_dir() else []
     for one in sorted(found, key=lambda each: each.name):
@@ -126,3 +133,26 @@ def weight_sets() -> Iterator[dict[str, Any]]:
             "licence": notes.get("licence", "not stated"),
             "sha256": hashlib.sha256(data).hexdigest(),
         }
+    for name in imported.names():
+        try:
+            stored = imported.find(name)
+        except WeightsError as error:
+            yield {"name": name, "problem": str(error)}
+            continue
+        if stored is not None:
+            yield weight_facts(*stored)
+
+
+def weight_facts(path: Path, record: imported.Record) -> dict[str, Any]:
+    """What `models` prints of weights in the model folder."""
+    return {
+        "name": record.name,
+        "parameters": record.parameters,
+        "bytes": record.size,
+        "licence": record.licence,
+        "sha256": record.sha256,
+        "licence_note": record.licence_note,
+        "source": record.source,
+        "imported": record.imported,
+        "path": str(path),
+    }

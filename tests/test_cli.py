@@ -25,7 +25,8 @@ from pictures import landscape, write_scene
 from ditic_stream import cli, compression, console
 from ditic_stream.errors import ChecksumError, TaskError
 
-VERBS = ["compress", "decompress", "region", "info", "verify", "compare", "train", "models list"]
+VERBS = ["compress", "decompress", "region", "info", "verify", "compare", "train"]
+VERBS += ["models list", "models import", "models export"]
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
