@@ -319,9 +319,8 @@ def train(
     """Train a set of weights; the same command again goes on from the last checkpoint.
 
     \b
-    Examples:
-      ditic-stream train pictures/ --model tiny --minutes 10 --out runs/tiny
-      ditic-stream train scenes.tar --start small --minutes 120 --rate 5e-4 --out runs/mine
+    Example:  ditic-stream train pictures/ --model tiny --minutes 10 --out runs/tiny
+    To go on: ditic-stream train scenes.tar --start small --minutes 120 --rate 5e-4 --out runs/mine
     """
     from ditic_stream.training.train import TrainConfig, run
 

@@ -124,10 +124,11 @@ class TileCodec:
         anchor: (row, column) of the window on the scene's latent grid, where attention windows are anchored.
         """
         gain, pictures = self._gain(q), []
+        level = torch.tensor([q / Q_STEPS], device=self.device)
         for group in range(len(values)):
             noisy = torch.from_numpy(values[group : group + 1]).to(self.device).float() / (gain * 16)
             error = self._spread[torch.from_numpy(scales[group : group + 1]).to(self.device).int()] / gain
             noisy, error = (t.contiguous(memory_format=torch.channels_last) for t in (noisy, error))
             latent = self.network.step(noisy, error, self.network.codec.feature_std, anchor)
-            pictures.append(self.network.decoder(latent).contiguous().cpu())
+            pictures.append(self.network.decoder(latent, level).contiguous().cpu())
         return torch.cat(pictures).numpy()

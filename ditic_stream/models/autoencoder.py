@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ditic_stream.models.config import ModelConfig
+from ditic_stream.models.deblock import deblock
 from ditic_stream.models.layers import Res1, lap, unlap
 
 
@@ -55,13 +56,15 @@ class Decoder(nn.Module):
         self.blocks8 = nn.Sequential(*(Res1(config.c8) for _ in range(config.dec8)))
         self.head = nn.Conv2d(config.c8, 192, 3)
 
-    def forward(self, y_BChw: Tensor) -> Tensor:
+    def forward(self, y_BChw: Tensor, level_B: Tensor) -> Tensor:
+        """level_B: the rate level each latent was quantised at; see `deblock`."""
         y = self.split16(y_BChw)
         if self.overlap32 is not None:
             y = y + self.overlap32(y_BChw[:, : self.overlap32.in_channels])
         y = self.blocks16(unlap(F.pixel_shuffle(y, 2)))
         y = self.blocks8(unlap(F.pixel_shuffle(self.split8(y), 2)))
-        return F.pixel_shuffle(self.head(F.pad(y, (1, 1, 1, 1), mode="replicate")), 8) + 0.5
+        x = F.pixel_shuffle(self.head(F.pad(y, (1, 1, 1, 1), mode="replicate")), 8) + 0.5
+        return deblock(x, level_B)
 
 
 def _overlap(wide: int, out: int, kernel: int, stride: int = 1) -> nn.Conv2d:

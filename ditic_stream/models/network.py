@@ -28,4 +28,4 @@ class Network(nn.Module):
         features = self.encoder(x_B3HW).float()
         coded = self.codec(features, level_B)
         denoised = self.step(coded.noisy, coded.spread, self.codec.feature_std, anchor)
-        return self.decoder(denoised), coded, features, denoised
+        return self.decoder(denoised, level_B), coded, features, denoised
