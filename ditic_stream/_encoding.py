@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,7 @@ from ditic_stream.tiling import Grid
 
 if TYPE_CHECKING:
     from ditic_stream.codec import TileCodec
+    from ditic_stream.entropy import Coded
 
 Uint8 = NDArray[np.uint8]
 
@@ -148,6 +149,22 @@ class CodedTile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """A tile as it was read, with its halo."""
+
+    pixels: NDArray[Any]
+    planes: Uint8
+    units: NDArray[np.float32]
+    """The same for the networks."""
+    inner: tuple[slice, slice]
+    """Rows and columns of the core in the three above."""
+    mask: tuple[bytes | None, ...]
+    """Packed mask chunks of the core, one a plane."""
+    blank: bool
+    """No pixel of the core is coded."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TileCoder:
     """Codes single tiles of one scene."""
 
@@ -158,31 +175,44 @@ class TileCoder:
     q: int
     archive_id: bytes
 
-    def code(self, key: TileKey) -> CodedTile:
-        """Read a tile with its halo and code the core.  Raises what reading raises."""
+    def look(self, key: TileKey) -> Look:
+        """Read a tile with its halo.  Raises what reading raises."""
         core, window = self.grid.core(key), self.grid.encode_window(key, self.codec.info.encode_halo)
         pixels, planes = read_window(self.source, window, self.radiometry)
-        inner = (slice(None), *core.slices(window))
-        mask = pack_mask(planes[inner], self.grid.config.tile)
-        units = to_network(pixels, planes, self.radiometry)
-        preview = block_means(units[(slice(None), *inner)], planes[inner], self.radiometry)
-        beyond = outside(pixels[inner], planes[inner], self.radiometry)
-        if all_masked(planes[inner], self.radiometry):
-            record = Record(kind=EMPTY, key=key, archive_id=self.archive_id)
-        else:
-            coded = self.codec.encode(units, core.slices(window), self.q)
-            record = Record(
-                kind=CODED,
-                key=key,
-                archive_id=self.archive_id,
-                lanes_log2=coded.lanes_log2,
-                words=coded.words,
-                escapes=coded.escapes,
-                coded=coded.coded,
-                symbols_crc=coded.symbols_crc,
-            )
-        return CodedTile(
-            record=pack_record(record), empty=record.kind == EMPTY, mask=mask, preview=preview, outside=beyond
+        rows, cols = core.slices(window)
+        inner = (slice(None), rows, cols)
+        return Look(
+            pixels=pixels,
+            planes=planes,
+            units=to_network(pixels, planes, self.radiometry),
+            inner=(rows, cols),
+            mask=pack_mask(planes[inner], self.grid.config.tile),
+            blank=all_masked(planes[inner], self.radiometry),
+        )
+
+    def code(self, key: TileKey) -> CodedTile:
+        """Read a tile and code its core.  Raises what reading raises."""
+        look = self.look(key)
+        inner = (slice(None), *look.inner)
+        preview = block_means(look.units[(slice(None), *inner)], look.planes[inner], self.radiometry)
+        beyond = outside(look.pixels[inner], look.planes[inner], self.radiometry)
+        coded = None if look.blank else self.codec.encode(look.units, look.inner, self.q)
+        record = pack_record(self.record(key, coded))
+        return CodedTile(record=record, empty=look.blank, mask=look.mask, preview=preview, outside=beyond)
+
+    def record(self, key: TileKey, coded: Coded | None) -> Record:
+        """The record of a tile; without symbols an empty one."""
+        if coded is None:
+            return Record(kind=EMPTY, key=key, archive_id=self.archive_id)
+        return Record(
+            kind=CODED,
+            key=key,
+            archive_id=self.archive_id,
+            lanes_log2=coded.lanes_log2,
+            words=coded.words,
+            escapes=coded.escapes,
+            coded=coded.coded,
+            symbols_crc=coded.symbols_crc,
         )
 
 

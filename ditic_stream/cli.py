@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -72,7 +73,13 @@ def compress(
     archive: Annotated[
         Path | None, typer.Argument(help="NAME.ditic or NAME.ditic.zip (default: SCENE with .ditic).")
     ] = None,
-    quality: Annotated[int, typer.Option(min=1, max=100, help="1 (smallest) to 100 (best).")] = 50,
+    quality: Annotated[
+        int | None, typer.Option(min=1, max=100, help="1 (smallest) to 100 (best); 50 unless --bpp or --size is given.")
+    ] = None,
+    bpp: Annotated[float | None, typer.Option(help="Bits per pixel to meet: the quality is chosen for it.")] = None,
+    size: Annotated[
+        str | None, typer.Option(metavar="BYTES", help="Bytes of the archive to meet, as 500000, 500kB, 20MB or 1.5GB.")
+    ] = None,
     model: Annotated[str, typer.Option(help="The networks; see `ditic-stream models list`.")] = "small",
     tile: Annotated[int, typer.Option(help="Side of a tile, pixels: a multiple of 256.")] = 1024,
     overlap: Annotated[int, typer.Option(help="Overlap of decoded tiles a side, pixels: a multiple of 32.")] = 64,
@@ -100,21 +107,27 @@ def compress(
         console.Progress("compress", quiet=quiet or dry_run) as progress,
     ):
         result = run(
-            scene, target, quality=quality, model=model, tile=tile, overlap=overlap, device=device, workers=workers,
-            expand_palette=expand_palette, overwrite=overwrite, dry_run=dry_run, progress=progress,
+            scene, target, quality=quality, bpp=bpp, size=_bytes(size), model=model, tile=tile, overlap=overlap,
+            device=device, workers=workers, expand_palette=expand_palette, overwrite=overwrite, dry_run=dry_run,
+            progress=progress,
         )  # fmt: skip
     for warning in result.warnings:
         console.note(f"warning: {warning}", quiet=quiet)
     facts = console.plain(result)
     if isinstance(result, Estimate):
+        size_of, span = console.size, console.duration
+        psnr = f", PSNR {result.psnr:.1f} dB ({result.psnr_low:.1f} to {result.psnr_high:.1f})" if result.psnr else ""
         lines = [
             f"{result.archive}: {result.tiles} tiles in {result.shards} shards, nothing written (dry run)",
-            f"expected: about {console.size(result.bytes)} ({result.bpp:.3f} bits per pixel), "
-            f"{console.duration(result.seconds)}, {console.size(result.memory)} of memory; from {result.sampled} tiles",
+            f"expected at quality {result.quality}: {size_of(result.bytes)} ({size_of(result.bytes_low)} to "
+            f"{size_of(result.bytes_high)}), {result.bpp:.3f} bits per pixel{psnr}",
+            f"{span(result.seconds)} ({span(result.seconds_low)} to {span(result.seconds_high)}), "
+            f"{size_of(result.memory)} of memory; bounds hold for 9 scenes of 10; {result.sampled} windows were coded",
         ]
     else:
         lines = [
-            f"{result.archive}: {console.size(result.bytes)}, {result.bpp:.3f} bits per pixel, {result.tiles} tiles, "
+            f"{result.archive}: {console.size(result.bytes)}, {result.bpp:.3f} bits per pixel at quality "
+            f"{result.quality}, {result.tiles} tiles, "
             f"and {console.size(result.fixed_bytes)} of container and preview, {console.duration(result.seconds)}"
         ]
         if result.resumed:
@@ -450,6 +463,19 @@ def _numbers(text: str, count: int, kind: type, option: str) -> tuple[Any, ...]:
     except ValueError:
         raise typer.BadParameter(f"{option} {text!r} is not {count} numbers with commas between") from None
     return values
+
+
+def _bytes(text: str | None) -> int | None:
+    """Bytes of "500000", "500kB", "20M", "1.5 GB": units of 1000, as sizes are printed."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"([0-9.]+)\s*([kMGT]?)B?", text.strip())
+    try:
+        if found is None:
+            raise ValueError
+        return round(float(found[1]) * 1000 ** " kMGT".index(found[2] or " "))
+    except ValueError:
+        raise typer.BadParameter(f"--size {text!r} is not a number of bytes such as 500000, 500kB or 20MB") from None
 
 
 def _window(col: int, row: int, width: int, height: int) -> Window:

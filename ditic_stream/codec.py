@@ -11,7 +11,7 @@ for every window: one thread, one layout, one picture at a time.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,28 +80,38 @@ class TileCodec:
     def _gain(self, q: int) -> torch.Tensor:
         return self.network.codec.gain(torch.tensor([q / Q_STEPS], device=self.device))
 
-    @torch.inference_mode()
     def encode(self, pixels: NDArray[np.float32], core: tuple[slice, slice], q: int) -> Coded:
-        """Code the core of a window.
+        """Code the core of a window; see `encode_at`."""
+        return self.encode_at(pixels, core, (q,))[0]
+
+    @torch.inference_mode()
+    def encode_at(self, pixels: NDArray[np.float32], core: tuple[slice, slice], qs: Sequence[int]) -> list[Coded]:
+        """Code the core of a window once for each of some rates; the encoder itself runs once.
 
         pixels: float32 (groups, 3, rows, columns) in network units, 0..1 for black to white; any size, padded here by
-        reflection to whole cells.  core: its rows and columns inside the window, starting on multiples of 32.  q:
+        reflection to whole cells.  core: its rows and columns inside the window, starting on multiples of 32.  qs:
         0..112.
         """
-        if not 0 <= q <= Q_MAX:
-            raise ConfigError(f"q {q} is outside 0..{Q_MAX}; it is a sixteenth of a rate level")
+        if wrong := [q for q in qs if not 0 <= q <= Q_MAX]:
+            raise ConfigError(f"q {wrong[0]} is outside 0..{Q_MAX}; it is a sixteenth of a rate level")
         height, width = pixels.shape[2:]
         pad = ((0, 0), (0, 0), (0, -height % CELL), (0, -width % CELL))
         padded = np.pad(pixels, pad, mode="reflect")
         row, col = core[0].start // CELL, core[1].start // CELL
         rows, cols = cells(core[0].stop) - row, cells(core[1].stop) - col
-        level = torch.tensor([q / Q_STEPS], device=self.device)
-        steps, hyper = [], []
+        features = []
         for group in torch.from_numpy(padded).to(self.device).split(1):
-            features = self.network.encoder(group.contiguous(memory_format=torch.channels_last))
-            features = features[:, :, row : row + rows, col : col + cols]
-            hyper.append(self.network.codec.hyper(features, level).round().clamp(-Z_MAX, Z_MAX).to(torch.int32).cpu())
-            steps.append((features * (self._gain(q) * 16)).contiguous().cpu())
+            whole = self.network.encoder(group.contiguous(memory_format=torch.channels_last))
+            features.append(whole[:, :, row : row + rows, col : col + cols])
+        return [self._push(features, q) for q in qs]
+
+    def _push(self, features: list[torch.Tensor], q: int) -> Coded:
+        level = torch.tensor([q / Q_STEPS], device=self.device)
+        hyper = [
+            self.network.codec.hyper(group, level).round().clamp(-Z_MAX, Z_MAX).to(torch.int32).cpu()
+            for group in features
+        ]
+        steps = [(group * (self._gain(q) * 16)).contiguous().cpu() for group in features]
         return self.entropy.push(torch.cat(hyper).contiguous().numpy(), torch.cat(steps).numpy(), q)
 
     def decode_symbols(self, record: Record, groups: int, height: int, width: int, q: int) -> TileLatent:

@@ -22,7 +22,7 @@ from ditic_stream.archive import Archive, open_archive
 from ditic_stream.errors import ConfigError
 from ditic_stream.geometry import TileKey, Window
 from ditic_stream.metrics import REACH, Errors, Structure
-from ditic_stream.radiometry import VALID, Radiometry, alpha_of, mask_of, read_window
+from ditic_stream.radiometry import VALID, Radiometry, alpha_of, mask_of, read_window, value_range
 from ditic_stream.summary import bits_per_pixel, rate
 
 STEP = 256
@@ -149,7 +149,7 @@ class _Meter:
         manifest = archive.manifest
         self._archive, self._image, self._grid = archive, manifest.image, archive.grid
         self._radiometry = Radiometry.from_json(manifest.radiometry)
-        self._low, self._peak = _range(self._radiometry)
+        self._low, self._peak = value_range(self._radiometry)
         self._errors = Errors(self._peak)
         self._structure = Structure(manifest.image.bands)
         self._masked = self._wrong = 0
@@ -266,16 +266,6 @@ class _Rows:
         self.source, self.decoded = self.source[:, rows:], self.decoded[:, rows:]
         if self.valid is not None:
             self.valid = self.valid[:, rows:]
-
-
-def _range(radiometry: Radiometry) -> tuple[float, float]:
-    """Lowest value and value range figures refer to."""
-    if radiometry.dtype != "float32":
-        limits = np.iinfo(radiometry.dtype)
-        return float(limits.min), float(limits.max) - float(limits.min)
-    low = min(float(band.low) for band in radiometry.bands)
-    high = max(float(band.high) for band in radiometry.bands)
-    return low, (high - low) or 1.0
 
 
 def _shape(height: int, width: int, bands: int, dtype: str) -> str:

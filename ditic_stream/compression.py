@@ -9,6 +9,7 @@ shard and give back a Receipt.
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +21,7 @@ from typing import Any
 
 from ditic_stream import __version__
 from ditic_stream._encoding import Describe, EncodeShard, Receipt, area, peak_memory
+from ditic_stream._forecast import CodeWindows, Forecast, Forecaster, at, spread
 from ditic_stream._layout import Layout
 from ditic_stream._lock import hold, release
 from ditic_stream._store import LOCK, PARTIAL
@@ -36,7 +38,13 @@ from ditic_stream.summary import bits_per_pixel, rate
 from ditic_stream.tiling import Grid
 
 SAMPLE_TILES = 8
-"""Tiles a dry run codes to know what to expect."""
+"""Tiles a dry run codes to know time and memory."""
+QUALITY = 50
+"""Unless another, a rate or a size is asked for."""
+FIXED_BYTES, PREVIEW_SHARE = 3500, 0.85
+"""About the bytes of an archive's metadata, and the part of the preview's bytes that compression leaves."""
+ZIP_BYTES, ZIP_OBJECT_BYTES = 600, 106
+"""What a zip adds, once and for each shard of records and preview."""
 Progress = Callable[[int, int], None]
 
 
@@ -48,6 +56,7 @@ class Result:
     tiles: int
     empty: int
     """Tiles without a coded pixel."""
+    quality: int
     bytes: int
     """Records with headers, shard indexes and masks: what `bpp` counts."""
     fixed_bytes: int
@@ -65,16 +74,28 @@ class Result:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """What a dry run expects, from coding a few tiles spread over the scene."""
+    """What a dry run expects, from coding windows and a few tiles spread over the scene."""
 
     archive: str
     tiles: int
     shards: int
     sampled: int
-    """Tiles that were coded to know."""
+    """Windows of 256 x 256 pixels that were coded to know."""
+    quality: int
     bytes: int
+    """Records with headers, shard indexes and masks: what `bpp` counts."""
+    bytes_low: int
+    bytes_high: int
+    """Bounds that hold for 9 scenes of 10."""
     bpp: float
+    psnr: float | None
+    """Decibels, as `compare` measures it; None when nothing differs or nothing is in sight."""
+    psnr_low: float | None
+    psnr_high: float | None
     seconds: float
+    seconds_low: float
+    seconds_high: float
+    """From the fastest and the slowest tile that was coded."""
     memory: int
     """Bytes, of all processes together: an upper estimate, for shared libraries are counted in each."""
     warnings: tuple[str, ...]
@@ -84,7 +105,9 @@ def compress(
     source: str | Path,
     archive: str | Path,
     *,
-    quality: int = 50,
+    quality: int | None = None,
+    bpp: float | None = None,
+    size: int | None = None,
     model: str = "small",
     tile: int = 1024,
     overlap: int = 64,
@@ -98,10 +121,12 @@ def compress(
 ) -> Result | Estimate:
     """Compress the scene `source` into `archive`, a folder NAME.ditic or a file NAME.ditic.zip.
 
-    quality: 1..100.  tile, overlap: pixels, see GridConfig.  workers: processes, the cores by default; the bytes do not
-    depend on it.  overwrite: replace a complete archive, or one of other settings.  dry_run: write nothing and give an
-    Estimate.  expand_palette: code the colours of a palette picture.  progress: called with (pixels done, pixels in
-    all).  executor: one to use instead of `workers`.
+    quality: 1..100, 50 when neither a rate nor a size is given.  bpp: the rate to meet in bits per pixel, over what
+    Result.bytes counts.  size: the same as the bytes of the whole archive.  For these, windows spread over the scene
+    are coded first, and the quality nearest to the target is taken.  tile, overlap: pixels, see GridConfig.  workers:
+    processes, the cores by default; the bytes do not depend on it.  overwrite: replace a complete archive, or one of
+    other settings.  dry_run: write nothing and give an Estimate.  expand_palette: code the colours of a palette
+    picture.  progress: called with (pixels done, pixels in all).  executor: one to use instead of `workers`.
     A run that was stopped is taken up by the same call: finished shards are kept, and the bytes are those of a run
     that was not stopped.
     Raises ConfigError for settings, SourceError for the input, StorageError when the archive cannot be written,
@@ -109,7 +134,7 @@ def compress(
     """
     began = time.monotonic()
     config, target = GridConfig(tile=tile, overlap=overlap), Path(archive)
-    q = q_of_quality(quality)
+    _check_rate(quality, bpp, size)
     folder = target if dry_run else _folder(target, overwrite)
     with open_source(source, expand_palette=expand_palette) as scene:
         grid = Grid(height=scene.height, width=scene.width, config=config)
@@ -117,7 +142,14 @@ def compress(
         pixels = grid.height * grid.width
         with nullcontext(executor) if executor else executor_for(workers, device, jobs, pixels) as running:
             ((_, described),) = running.run_unordered(Describe(model, device), [None])
-            manifest = _manifest(scene, grid, described, quality, q, device, folder)
+            manifest = _manifest(scene, grid, described, quality or QUALITY, device, folder)
+            windows = CodeWindows(
+                source=str(source), expand_palette=expand_palette, manifest=manifest, model=model, device=device
+            )
+            forecaster = Forecaster(running, windows, grid)
+            if bpp is not None or size is not None:
+                wanted = bpp * pixels / 8 if bpp is not None else size - _fixed(manifest, target)
+                manifest = at(manifest, forecaster.quality_for(round(wanted)))
             task = EncodeShard(
                 source=str(source),
                 expand_palette=expand_palette,
@@ -127,11 +159,21 @@ def compress(
                 device=device,
             )
             if dry_run:
-                return _estimate(running, task, grid, target)
+                return _estimate(running, task, forecaster.expect(manifest.q), grid, target)
             receipts, resumed = _encode(running, task, overwrite, progress)
         if folder != target:
             _pack(folder, target, overwrite)
     return _result(target, receipts, resumed, time.monotonic() - began)
+
+
+def _check_rate(quality: int | None, bpp: float | None, size: int | None) -> None:
+    if sum(value is not None for value in (quality, bpp, size)) > 1:
+        raise ConfigError("quality, bpp and size each say how many bytes to spend; give one of them")
+    q_of_quality(QUALITY if quality is None else quality)
+    if bpp is not None and not 0 < bpp <= 64:
+        raise ConfigError(f"{bpp} bits per pixel are outside 0..64; 0.1 to 1 is usual")
+    if size is not None and size < 1:
+        raise ConfigError(f"an archive of {size} bytes holds nothing; give the bytes it may have")
 
 
 def _folder(target: Path, overwrite: bool) -> Path:
@@ -166,7 +208,7 @@ def _locked(folder: Path) -> Iterator[None]:
         release(folder / LOCK, handle)
 
 
-def _manifest(scene: Source, grid: Grid, model: ModelRef, quality: int, q: int, device: str, folder: Path) -> Manifest:
+def _manifest(scene: Source, grid: Grid, model: ModelRef, quality: int, device: str, folder: Path) -> Manifest:
     """All settings of the archive.  A survey made for an archive begun earlier on the same file is used again."""
     digest = scene.digest()
     earlier = _earlier(folder)
@@ -181,7 +223,7 @@ def _manifest(scene: Source, grid: Grid, model: ModelRef, quality: int, q: int, 
         shard=grid.shard,
         model=model,
         quality=quality,
-        q=q,
+        q=q_of_quality(quality),
         source=SourceRef(
             name=scene.name,
             size=scene.size,
@@ -262,6 +304,7 @@ def _result(target: Path, receipts: list[Receipt], resumed: list[TileKey], secon
             archive=str(target),
             tiles=grid.rows * grid.cols,
             empty=empty,
+            quality=archive.manifest.quality,
             bytes=coded,
             fixed_bytes=fixed,
             bpp=bits_per_pixel(coded, image.height, image.width),
@@ -273,26 +316,42 @@ def _result(target: Path, receipts: list[Receipt], resumed: list[TileKey], secon
         )
 
 
-def _estimate(executor: Executor, task: EncodeShard, grid: Grid, target: Path) -> Estimate:
-    """Code a few tiles spread over the scene, and write nothing."""
-    keys = list(grid.keys())
-    step = max(len(keys) / SAMPLE_TILES, 1)
-    sample = [keys[int((index + 0.5) * step)] for index in range(min(SAMPLE_TILES, len(keys)))]
+def _fixed(manifest: Manifest, target: Path) -> int:
+    """About the bytes of metadata and preview."""
+    layout = Layout(manifest)
+    preview = PREVIEW_SHARE * math.prod(layout.preview_shape)
+    zipped = ZIP_BYTES + ZIP_OBJECT_BYTES * layout.grid.shard_rows * layout.grid.shard_cols * 2
+    return round(FIXED_BYTES + preview + (zipped if target.suffix == ".zip" else 0))
+
+
+def _estimate(executor: Executor, task: EncodeShard, forecast: Forecast, grid: Grid, target: Path) -> Estimate:
+    """Code a few tiles spread over the scene, for time and memory, and write nothing."""
+    keys = spread(grid, SAMPLE_TILES)[: 2 * SAMPLE_TILES]
     # The first tile of each worker warms it up: its time says little.
-    receipts = [receipt for _, receipt in executor.run_unordered(replace(task, archive=None), sample)]
-    pixels, size = sum(receipt.pixels for receipt in receipts), sum(receipt.bytes for receipt in receipts)
+    receipts = [receipt for _, receipt in executor.run_unordered(replace(task, archive=None), keys)]
     whole = grid.height * grid.width
-    total = round(size * whole / pixels) + 16 * len(keys)
-    speed = sorted(receipt.pixels / receipt.seconds for receipt in receipts)[len(receipts) // 2]
+    speeds = sorted(receipt.pixels / receipt.seconds for receipt in receipts)
+    slowest, middle, fastest = (
+        round(whole / speeds[int(part * (len(speeds) - 1))] / executor.workers, 1) for part in (0, 0.5, 1)
+    )
     workers = max(receipt.memory for receipt in receipts) * (executor.workers if executor.workers > 1 else 0)
+    psnr = forecast.psnr
     return Estimate(
         archive=str(target),
-        tiles=len(keys),
+        tiles=grid.rows * grid.cols,
         shards=grid.shard_rows * grid.shard_cols,
-        sampled=len(sample),
-        bytes=total,
-        bpp=bits_per_pixel(total, grid.height, grid.width),
-        seconds=round(whole / speed / executor.workers, 1),
+        sampled=forecast.windows,
+        quality=task.manifest.quality,
+        bytes=round(forecast.bytes.value),
+        bytes_low=round(forecast.bytes.low),
+        bytes_high=round(forecast.bytes.high),
+        bpp=bits_per_pixel(round(forecast.bytes.value), grid.height, grid.width),
+        psnr=psnr and round(psnr.value, 2),
+        psnr_low=psnr and round(psnr.low, 2),
+        psnr_high=psnr and round(psnr.high, 2),
+        seconds=middle,
+        seconds_low=fastest,
+        seconds_high=slowest,
         memory=workers + peak_memory(),
         warnings=task.manifest.source.warnings,
     )

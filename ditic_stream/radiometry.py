@@ -121,6 +121,21 @@ def _coded(planes: Bytes, radiometry: Radiometry, band: int) -> npt.NDArray[np.b
     return coded
 
 
+def in_sight(planes: Bytes, radiometry: Radiometry) -> npt.NDArray[np.bool_]:
+    """Samples (bands, rows, columns) that the network codes, and that figures of quality are about."""
+    return np.stack([_coded(planes, radiometry, number) for number in range(len(radiometry.bands))])
+
+
+def value_range(radiometry: Radiometry) -> tuple[float, float]:
+    """Lowest value, and the value range that PSNR refers to: that of the dtype, or of the valid pixels for float32."""
+    if radiometry.dtype != "float32":
+        limits = np.iinfo(radiometry.dtype)
+        return float(limits.min), float(limits.max) - float(limits.min)
+    low = min(float(band.low) for band in radiometry.bands)
+    high = max(float(band.high) for band in radiometry.bands)
+    return low, (high - low) or 1.0
+
+
 def to_network(pixels: Array, planes: Bytes, radiometry: Radiometry) -> Floats:
     """Pixels (bands, rows, columns) as the networks see them: float32 (groups, 3, rows, columns) in -0.5..1.5.
 

@@ -75,6 +75,9 @@ class FakeCodec:
         # A record holds 4 bytes of state and at most 2 bytes a symbol.
         return FakeTile(bytes(4) + values.tobytes(), values.size, symbols_checksum(values))
 
+    def encode_at(self, pixels: np.ndarray, core: tuple[slice, slice], qs: tuple[int, ...]) -> list[FakeTile]:
+        return [self.encode(pixels, core, q) for q in qs]
+
     def decode_symbols(self, record: Record, groups: int, height: int, width: int, q: int) -> Cells:
         assert record.kind == CODED
         shape = (groups, 3, height, width)

@@ -1,0 +1,268 @@
+"""Forecast what a scene will cost and how it will look, from coding small windows spread over it.
+
+In: an executor, the settings of an archive, and its grid.  Out: bytes and PSNR with intervals, or the quality that
+meets a target.  The scene is not coded for it: windows of 256 pixels cost within a percent of the bits that they cost
+as parts of larger tiles (benchmarks/forecast.py), and many small windows see more of a scene than a few tiles do.
+
+    windows, one a stratum --> CodeWindows --> bits at some rates --> total +- error --> more windows --> the quality
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ditic_stream._encoding import TileCoder
+from ditic_stream._shard import SEAL_BYTES, index_bytes
+from ditic_stream.bitstream import HEADER_BYTES
+from ditic_stream.config import Q_MAX, QUALITY_MAX, QUALITY_MIN, GridConfig, q_of_quality
+from ditic_stream.errors import ConfigError, naming
+from ditic_stream.executors import Executor, Note, one_thread
+from ditic_stream.geometry import CELL, TileKey, cells
+from ditic_stream.manifest import Manifest
+from ditic_stream.radiometry import Radiometry, from_network, in_sight, value_range
+from ditic_stream.reader import open_source
+from ditic_stream.summary import bits_per_pixel
+from ditic_stream.tiling import Grid
+
+WINDOW = 256
+"""Side of a window, pixels."""
+FIRST, MOST = 64, 512
+"""Windows coded at first, and at most."""
+ENOUGH = 0.012
+"""Relative standard error of the bytes at which no more windows are coded."""
+MODEL_ERROR = 0.01
+"""What windows differ from tiles, relative, beside the error of sampling."""
+SEEN = 32
+"""Windows that are decoded for a PSNR."""
+LADDER = tuple(range(0, Q_MAX + 1, 16))
+ASIDE = 6
+"""Steps of q on both sides of the expected one at which the second sample is coded."""
+NORMAL = 1.645
+"""Standard errors of an interval that holds 9 times of 10."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """A window to code, at some rates, and whether to decode it at the first of them."""
+
+    key: TileKey
+    qs: tuple[int, ...]
+    render: bool = False
+
+    def __str__(self) -> str:
+        return str(self.key)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probed:
+    """What came of a window."""
+
+    pixels: int
+    sizes: tuple[int, ...]
+    """Bytes of payload and mask, for each rate."""
+    squares: float = 0.0
+    """Sum of squared errors of what was decoded, over the value range squared."""
+    samples: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CodeWindows:
+    """A task: code windows of a scene, and write nothing."""
+
+    source: str
+    expand_palette: bool
+    manifest: Manifest
+    model: str
+    device: str
+
+    @contextmanager
+    def open(self, note: Note) -> Iterator[Callable[[Probe], Probed]]:
+        from ditic_stream.codec import load_codec
+
+        manifest = self.manifest
+        codec = load_codec(self.model, device=self.device)
+        with one_thread(), open_source(self.source, expand_palette=self.expand_palette) as source:
+            coder = TileCoder(
+                source=source,
+                codec=codec,
+                grid=windows_of(manifest),
+                radiometry=Radiometry.from_json(manifest.radiometry),
+                q=manifest.q,
+                archive_id=manifest.archive_id,
+            )
+
+            def code(probe: Probe) -> Probed:
+                note(probe.key)
+                with naming(probe.key):
+                    return _probe(coder, probe)
+
+            yield code
+
+
+def windows_of(manifest: Manifest) -> Grid:
+    """The scene cut into windows."""
+    return Grid(height=manifest.image.height, width=manifest.image.width, config=GridConfig(tile=WINDOW))
+
+
+def _probe(coder: TileCoder, probe: Probe) -> Probed:
+    look = coder.look(probe.key)
+    core = coder.grid.core(probe.key)
+    pixels, mask = core.height * core.width, sum(len(chunk or b"") for chunk in look.mask)
+    if look.blank:
+        return Probed(pixels=pixels, sizes=(mask,) * len(probe.qs))
+    coded = coder.codec.encode_at(look.units, look.inner, probe.qs)
+    sizes = tuple(mask + len(one.words) + len(one.escapes) for one in coded)
+    if not probe.render:
+        return Probed(pixels=pixels, sizes=sizes)
+    q, shape = probe.qs[0], (len(look.units), cells(core.height), cells(core.width))
+    latent = coder.codec.decode_symbols(coder.record(probe.key, coded[0]), *shape, q)
+    anchor = (core.row // CELL, core.col // CELL)
+    units = coder.codec.render(latent.values, latent.scales, q, anchor)[:, :, : core.height, : core.width]
+    radiometry, inner = coder.radiometry, (slice(None), *look.inner)
+    decoded = from_network(units, look.planes[inner], radiometry)
+    # A window decoded alone has edges that a decode window has not: they lie in its overlap.
+    kept = (slice(None), *(slice(CELL, -CELL) if side == WINDOW else slice(None) for side in core.shape))
+    error = (decoded.astype(np.float64) - look.pixels[inner])[kept] / value_range(radiometry)[1]
+    counts = in_sight(look.planes[inner], radiometry)[kept]
+    return Probed(pixels=pixels, sizes=sizes, squares=float(np.square(error[counts]).sum()), samples=int(counts.sum()))
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """An expected value, and bounds that are to hold 9 times of 10."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forecast:
+    """What to expect at one quality."""
+
+    bytes: Interval
+    """Of records with headers, shard indexes and masks."""
+    psnr: Interval | None
+    """Decibels; None where nothing differs or nothing is in sight."""
+    windows: int
+
+
+class Forecaster:
+    """Codes windows of one scene in the workers of an executor."""
+
+    def __init__(self, executor: Executor, task: CodeWindows, grid: Grid) -> None:
+        self._executor, self._task, self._grid = executor, task, grid
+        self._windows = windows_of(task.manifest)
+
+    def expect(self, q: int) -> Forecast:
+        """Bytes and PSNR at a rate."""
+        probed = self._code(FIRST, (q,), SEEN)
+        seen = [p for p in probed if p.samples]
+        _, error = self._total(probed, 0)
+        if (count := self._enough(error)) > len(probed):
+            probed = self._code(count, (q,))
+        total, error = self._total(probed, 0)
+        return Forecast(bytes=_interval(total, error), psnr=_psnr(seen), windows=len(probed))
+
+    def quality_for(self, target: int) -> int:
+        """The quality whose records, shard indexes and masks come closest to `target` bytes.
+
+        ConfigError when even the lowest would need more; the best one when nothing needs as many.
+        """
+        first = self._code(FIRST, LADDER)
+        ladder = np.maximum.accumulate([self._total(first, step)[0] for step in range(len(LADDER))])
+        if target < 0.95 * ladder[0]:
+            bpp = [bits_per_pixel(size, self._grid.height, self._grid.width) for size in (target, ladder[0])]
+            raise ConfigError(
+                f"{target} bytes ({bpp[0]:.4f} bits per pixel) are less than the {ladder[0]:.0f} ({bpp[1]:.4f}) "
+                "this scene needs at quality 1; give it more"
+            )
+        q = _crossing(np.array(LADDER), ladder, target)
+        error = max(self._total(first, step)[1] for step in (int(q) // 16, min(int(q) // 16 + 1, len(LADDER) - 1)))
+        around = (max(round(q) - ASIDE, 0), min(round(q) + ASIDE, Q_MAX))
+        second = self._code(self._enough(error), around)
+        q = _crossing(np.array(around), np.array([self._total(second, step)[0] for step in (0, 1)]), target)
+        return min(range(QUALITY_MIN, QUALITY_MAX + 1), key=lambda quality: abs(q_of_quality(quality) - q))
+
+    def _code(self, count: int, qs: tuple[int, ...], seen: int = 0) -> list[Probed]:
+        """Code about `count` windows; in the order in which they lie, row by row, to and fro."""
+        keys = spread(self._windows, count)
+        shown = {int(place) for place in np.linspace(0, len(keys) - 1, min(seen, len(keys)))}
+        probes = [Probe(key=key, qs=qs, render=index in shown) for index, key in enumerate(keys)]
+        done = dict(self._executor.run_unordered(self._task, probes))
+        return [done[probe] for probe in probes]
+
+    def _enough(self, error: float) -> int:
+        """Windows to code, of which `FIRST` leave a relative standard error of `error`."""
+        return int(np.clip(math.ceil(FIRST * (error / ENOUGH) ** 2), FIRST, MOST))
+
+    def _total(self, probed: Sequence[Probed], step: int) -> tuple[float, float]:
+        """Bytes of the whole scene and their relative standard error."""
+        sizes = np.array([p.sizes[step] for p in probed], float)
+        pixels = np.array([p.pixels for p in probed], float)
+        whole = self._grid.height * self._grid.width
+        shards = self._grid.shard_rows * self._grid.shard_cols
+        headers = HEADER_BYTES * self._grid.rows * self._grid.cols
+        headers += shards * (SEAL_BYTES + index_bytes(self._grid.shard**2))
+        left = 1 - min(pixels.sum() / whole, 1)
+        return sizes.sum() / pixels.sum() * whole + headers, _error(sizes, pixels) * math.sqrt(left)
+
+
+def spread(grid: Grid, count: int) -> list[TileKey]:
+    """About `count` tiles of a grid, all of them where there are not many more: one at random in each of equal parts,
+    the same ones every time.  Row by row, to and fro, so that neighbours in the list are neighbours in the scene."""
+    if grid.rows * grid.cols <= 1.5 * count:
+        rows, cols = grid.rows, grid.cols
+    else:
+        rows = int(np.clip(round(math.sqrt(count * grid.rows / grid.cols)), 1, min(grid.rows, count)))
+        cols = min(round(count / rows), grid.cols)
+    random, keys = np.random.default_rng(count), []
+    for row in range(rows):
+        for col in range(cols) if row % 2 == 0 else reversed(range(cols)):
+            keys.append(TileKey(_one_of(random, row, rows, grid.rows), _one_of(random, col, cols, grid.cols)))
+    return keys
+
+
+def _one_of(random: np.random.Generator, part: int, parts: int, whole: int) -> int:
+    return int(random.integers(part * whole // parts, (part + 1) * whole // parts))
+
+
+def _error(sums: np.ndarray, weights: np.ndarray) -> float:
+    """Relative standard error of the ratio of two totals over a stratified sample, from differences of neighbours."""
+    if len(sums) < 2 or not sums.sum():
+        return 0.0
+    off = sums - weights * (sums.sum() / weights.sum())
+    variance = np.square(np.diff(off)).sum() / (2 * (len(off) - 1)) * len(off)
+    return float(math.sqrt(variance) / sums.sum())
+
+
+def _interval(total: float, error: float) -> Interval:
+    half = NORMAL * math.hypot(error, MODEL_ERROR)
+    return Interval(total, total / (1 + half), total * (1 + half))
+
+
+def _psnr(seen: Sequence[Probed]) -> Interval | None:
+    squares, samples = np.array([p.squares for p in seen]), np.array([p.samples for p in seen], float)
+    if not samples.sum() or not squares.sum():
+        return None
+    value = -10 * math.log10(squares.sum() / samples.sum())
+    half = 10 * math.log10(1 + NORMAL * math.hypot(_error(squares, samples), 0.03))
+    return Interval(value, value - half, value + half)
+
+
+def _crossing(qs: np.ndarray, sizes: np.ndarray, target: float) -> float:
+    """q where log(bytes), linear between the ends of the piece that holds it and beyond, meets the target."""
+    logs = np.log(np.maximum(sizes, 1))
+    piece = int(np.clip(np.searchsorted(logs, math.log(max(target, 1))) - 1, 0, len(qs) - 2))
+    slope = max((logs[piece + 1] - logs[piece]) / max(qs[piece + 1] - qs[piece], 1), 1e-3)
+    return float(np.clip(qs[piece] + (math.log(max(target, 1)) - logs[piece]) / slope, 0, Q_MAX))
+
+
+def at(manifest: Manifest, quality: int) -> Manifest:
+    """The same settings at another quality."""
+    return replace(manifest, quality=quality, q=q_of_quality(quality))

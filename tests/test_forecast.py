@@ -1,0 +1,119 @@
+"""Rate control and dry runs: what is expected comes, and a rate or a size that is asked for is met."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pictures import landscape, write_scene
+
+from ditic_stream import compare, compression
+from ditic_stream._forecast import _crossing, _error, spread
+from ditic_stream.compression import Estimate, Result
+from ditic_stream.config import GridConfig
+from ditic_stream.errors import ConfigError
+from ditic_stream.tiling import Grid
+
+
+def grid(height: int, width: int) -> Grid:
+    return Grid(height=height, width=width, config=GridConfig(tile=256))
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (700, 810), (256 * 40, 256 * 3), (256, 256 * 900), (9000, 9000)])
+@pytest.mark.parametrize("count", [1, 64, 500])
+def test_a_sample_is_spread_and_repeats(height: int, width: int, count: int) -> None:
+    tiles = grid(height, width)
+    keys = spread(tiles, count)
+    assert keys == spread(tiles, count)
+    assert len(set(keys)) == len(keys)
+    assert set(keys) <= set(tiles.keys())
+    everything = tiles.rows * tiles.cols
+    assert len(keys) == everything if everything <= count else 0.6 * count <= len(keys) <= 1.6 * count
+    if len(keys) == 64 < everything:
+        assert max(key.row for key in keys) >= 0.8 * (tiles.rows - 1)
+        assert max(key.col for key in keys) >= 0.8 * (tiles.cols - 1)
+
+
+def test_the_error_of_a_sample_is_that_of_its_total() -> None:
+    """On random fields, nine of ten totals lie within 1.645 standard errors."""
+    random, inside = np.random.default_rng(0), 0
+    for _ in range(400):
+        sums = random.gamma(2.0, 50.0, 64)
+        inside += abs(sums.mean() / 100 - 1) < 1.645 * _error(sums, np.ones(64))
+    assert 0.85 < inside / 400 < 0.95
+
+
+def test_the_error_of_a_slope_across_the_scene_is_small() -> None:
+    assert _error(np.linspace(1, 9, 64), np.ones(64)) < 0.01
+
+
+def test_a_crossing_is_found_on_a_curve_and_beyond_its_ends() -> None:
+    qs = np.array([10, 20, 30])
+    sizes = np.exp(np.array([1.0, 2.0, 4.0]))
+    for q, log in ((15, 1.5), (25, 3.0), (5, 0.5), (35, 5.0)):
+        assert _crossing(qs, sizes, math.exp(log)) == pytest.approx(q)
+    assert _crossing(qs, sizes, 1e30) == 112
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Half fields, a quarter noise, a quarter flat: windows differ by a factor of a hundred."""
+    pixels = landscape(1536, 2048)
+    random = np.random.default_rng(1)
+    pixels[768:, :1024] = random.integers(0, 255, (768, 1024, 3))
+    pixels[768:, 1024:] = 90
+    return write_scene(tmp_path_factory.mktemp("forecast") / "scene.tif", pixels)
+
+
+def run(scene: Path, out: Path, **options: Any) -> Any:
+    return compression.compress(scene, out, **{"model": "tiny", "tile": 512, "workers": 1, **options})
+
+
+@pytest.mark.parametrize("bpp", [0.1, 0.25])
+def test_a_rate_that_is_asked_for_is_met(scene: Path, tmp_path: Path, bpp: float) -> None:
+    result: Result = run(scene, tmp_path / "a.ditic", bpp=bpp)
+    assert result.bpp == pytest.approx(bpp, rel=0.05)
+
+
+@pytest.mark.parametrize("name", ["a.ditic", "a.ditic.zip"])
+def test_a_size_that_is_asked_for_is_met(scene: Path, tmp_path: Path, name: str) -> None:
+    run(scene, tmp_path / name, size=50_000)
+    files = [tmp_path / name] if name.endswith("zip") else [p for p in (tmp_path / name).rglob("*") if p.is_file()]
+    assert sum(file.stat().st_size for file in files) == pytest.approx(50_000, rel=0.05)
+
+
+def test_what_a_dry_run_expects_comes(scene: Path, tmp_path: Path) -> None:
+    expected: Estimate = run(scene, tmp_path / "a.ditic", quality=40, dry_run=True)
+    result: Result = run(scene, tmp_path / "a.ditic", quality=40)
+    assert expected.bytes_low <= result.bytes <= expected.bytes_high
+    psnr = compare.compare(scene, tmp_path / "a.ditic", workers=1).psnr
+    assert psnr is not None and expected.psnr_low is not None and expected.psnr_high is not None
+    assert expected.psnr_low <= psnr <= expected.psnr_high
+    assert expected.seconds_low <= expected.seconds <= expected.seconds_high
+
+
+def test_a_dry_run_says_the_quality_a_rate_leads_to(scene: Path, tmp_path: Path) -> None:
+    expected: Estimate = run(scene, tmp_path / "a.ditic", bpp=0.2, dry_run=True)
+    assert expected.bpp == pytest.approx(0.2, rel=0.05)
+    assert run(scene, tmp_path / "a.ditic", bpp=0.2).quality == expected.quality
+
+
+def test_more_than_the_scene_needs_gives_the_best(scene: Path, tmp_path: Path) -> None:
+    assert run(scene, tmp_path / "a.ditic", bpp=60, dry_run=True).quality == 100
+
+
+def test_less_than_the_scene_needs_is_refused_with_what_it_does(scene: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="needs at quality 1"):
+        run(scene, tmp_path / "a.ditic", size=9000)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "options", [{"quality": 5, "bpp": 1}, {"bpp": 1, "size": 5000}, {"bpp": 0}, {"size": 0}, {"quality": 0}]
+)
+def test_contradictions_are_refused(scene: Path, tmp_path: Path, options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        run(scene, tmp_path / "a.ditic", **options)
