@@ -473,7 +473,7 @@ def _bytes(text: str | None) -> int | None:
     try:
         if found is None:
             raise ValueError
-        return round(float(found[1]) * 1000 ** " kMGT".index(found[2] or " "))
+        return round(float(found[1]) * 10.0 ** (3 * " kMGT".index(found[2] or " ")))
     except ValueError:
         raise typer.BadParameter(f"--size {text!r} is not a number of bytes such as 500000, 500kB or 20MB") from None
 

@@ -147,9 +147,10 @@ def compress(
                 source=str(source), expand_palette=expand_palette, manifest=manifest, model=model, device=device
             )
             forecaster = Forecaster(running, windows, grid)
-            if bpp is not None or size is not None:
-                wanted = bpp * pixels / 8 if bpp is not None else size - _fixed(manifest, target)
-                manifest = at(manifest, forecaster.quality_for(round(wanted)))
+            if bpp is not None:
+                manifest = at(manifest, forecaster.quality_for(round(bpp * pixels / 8)))
+            elif size is not None:
+                manifest = at(manifest, forecaster.quality_for(size - _fixed(manifest, target)))
             task = EncodeShard(
                 source=str(source),
                 expand_palette=expand_palette,
@@ -346,9 +347,9 @@ def _estimate(executor: Executor, task: EncodeShard, forecast: Forecast, grid: G
         bytes_low=round(forecast.bytes.low),
         bytes_high=round(forecast.bytes.high),
         bpp=bits_per_pixel(round(forecast.bytes.value), grid.height, grid.width),
-        psnr=psnr and round(psnr.value, 2),
-        psnr_low=psnr and round(psnr.low, 2),
-        psnr_high=psnr and round(psnr.high, 2),
+        psnr=round(psnr.value, 2) if psnr else None,
+        psnr_low=round(psnr.low, 2) if psnr else None,
+        psnr_high=round(psnr.high, 2) if psnr else None,
         seconds=middle,
         seconds_low=fastest,
         seconds_high=slowest,
