@@ -1,0 +1,76 @@
+"""Pictures of the rate-quality benchmark: curves, and contact sheets of details at equal bytes.
+
+In: measured points and pictures.  Out: PNG files.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import imagecodecs
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+
+from benchmarks.rate_quality import METRICS, SETTINGS, Bytes, Known, Ours, at_rate, classical
+
+NAMES = {"jpeg2000": "JPEG 2000", "avif": "AVIF", "webp": "WebP", "jpegxl": "JPEG XL", "ours": "ditic-stream"}
+CURVE_RATES = np.geomspace(0.03, 1.0, 25)
+DETAIL = 160
+"""Side of a detail, pixels."""
+
+
+def curves(known: Known, names: list[str], metrics: list[str], out: Path, *, title: str) -> None:
+    """Means over all pictures; a codec's curve spans the rates that it reaches on every one of them."""
+    figure, axes = pyplot.subplots(1, len(metrics), figsize=(5.5 * len(metrics), 4.2), squeeze=False)
+    for axis, metric in zip(axes[0], metrics, strict=True):
+        for codec in SETTINGS:
+            rows = [[at_rate(known[codec][name], rate, metric) for name in names] for rate in CURVE_RATES]
+            shown = [
+                (rate, np.mean([v for v in row if v is not None]))
+                for rate, row in zip(CURVE_RATES, rows, strict=True)
+                if all(v is not None for v in row)
+            ]
+            if shown:
+                axis.semilogx(*zip(*shown, strict=True), label=NAMES[codec], lw=2.5 if codec == "ours" else 1.3)
+        axis.set_xlabel("bits per pixel")
+        axis.set_ylabel(METRICS[metric])
+        axis.grid(alpha=0.3, which="both")
+    axes[0][0].legend()
+    figure.suptitle(f"{title}, means of {len(names)} pictures")
+    figure.tight_layout()
+    figure.savefig(out, dpi=110)
+    pyplot.close(figure)
+
+
+def sheet(known: Known, paths: list[Path], rate: float, model: str, out: Path) -> None:
+    """A detail of each picture, enlarged: the source, then each codec at the setting nearest to `rate`."""
+    ours = Ours(model)
+    columns = ["source", *SETTINGS]
+    figure, axes = pyplot.subplots(
+        len(paths), len(columns), figsize=(2.2 * len(columns), 2.35 * len(paths)), squeeze=False
+    )
+    for row, path in zip(axes, paths, strict=True):
+        pixels = np.ascontiguousarray(imagecodecs.imread(path)[..., :3])
+        for axis, column in zip(row, columns, strict=True):
+            shown, words = pixels, path.stem
+            if column != "source":
+                points = known[column][path.name]
+                near = min(range(len(points)), key=lambda i: abs(math.log(points[i]["bpp"] / rate)))
+                setting = SETTINGS[column][near]
+                shown = ours(pixels, int(setting))[1] if column == "ours" else classical(column, pixels, setting)[1]
+                words = f"{NAMES[column]} {points[near]['bpp']:.3f}"
+            axis.imshow(_detail(shown), interpolation="nearest")
+            axis.set_title(words, fontsize=7)
+            axis.axis("off")
+    figure.tight_layout(pad=0.4)
+    figure.savefig(out, dpi=140)
+    pyplot.close(figure)
+
+
+def _detail(pixels: Bytes) -> Bytes:
+    top, left = ((side - DETAIL) // 2 for side in pixels.shape[:2])
+    return pixels[max(top, 0) :, max(left, 0) :][:DETAIL, :DETAIL]
