@@ -40,6 +40,7 @@ def feature_distance(source: Bytes, decoded: Bytes, weights: Path) -> float:
 
     weights: safetensors with torchvision's names and Caffe's values (inputs 0..255 less a mean, no padding in the
     first layer).  Not LPIPS: no layer is fitted to people's judgements."""
+    torch.set_num_threads(1)
     network = _load(weights)
     with torch.inference_mode():
         taps = [_taps(network, _tensor(pixels)) for pixels in (source, decoded)]

@@ -66,7 +66,7 @@ def sheet(known: Known, paths: list[Path], rate: float, model: str, out: Path) -
             axis.imshow(_detail(shown), interpolation="nearest")
             axis.set_title(words, fontsize=7)
             axis.axis("off")
-    figure.tight_layout(pad=0.4)
+    figure.tight_layout(pad=0.4, h_pad=1.2)
     figure.savefig(out, dpi=140)
     pyplot.close(figure)
 
