@@ -317,6 +317,9 @@ def train(
     stage: Annotated[
         str, typer.Option(help="whole: all networks; entropy: only what predicts symbols, from --start.")
     ] = "whole",
+    even_levels: Annotated[
+        bool, typer.Option("--even-levels", help="First space the rate levels of --start evenly in rate.")
+    ] = False,
     minutes: Annotated[float, typer.Option(min=0, help="Wall time to train; the learning rate falls over it.")] = 60.0,
     batch: Annotated[int, typer.Option(min=1, help="Crops a step, over all threads.")] = 8,
     side: Annotated[int, typer.Option(help="Side of a crop, pixels: a multiple of 256.")] = 256,
@@ -338,8 +341,9 @@ def train(
     from ditic_stream.training.train import TrainConfig, run
 
     settings = TrainConfig(
-        data=tuple(map(str, data)), out=str(out), model=model, start=start, stage=stage, minutes=minutes, batch=batch,
-        side=side, rate=rate, threads=threads, device=device, precision=precision, report=report, seed=seed,
+        data=tuple(map(str, data)), out=str(out), model=model, start=start, stage=stage,
+        even_levels=even_levels, minutes=minutes, batch=batch, side=side, rate=rate, threads=threads, device=device,
+        precision=precision, report=report, seed=seed,
     )  # fmt: skip
     with (
         console.interruptible(f"run the same command again to go on from the last checkpoint in {out}"),

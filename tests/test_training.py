@@ -19,7 +19,7 @@ from ditic_stream.training.data import Crops, load_pictures
 from ditic_stream.training.evaluation import block_ratios, smooth_pictures
 from ditic_stream.training.init import principal_start
 from ditic_stream.training.losses import colour_error, flat_border_error, squared_error, structure_loss
-from ditic_stream.training.start import start_from
+from ditic_stream.training.start import space_levels, start_from
 from ditic_stream.training.train import TrainConfig, Trainer, run
 
 
@@ -129,6 +129,29 @@ def test_the_entropy_stage_moves_what_predicts_symbols_and_nothing_else(pictures
     moved = {name for name, tensor in trainer.network.state_dict().items() if not torch.equal(tensor, before[name])}
     assert any(name.startswith("codec.synthesis") for name in moved)
     assert all(name.startswith("codec.") for name in moved) and "codec.log_gain" not in moved
+
+
+def test_levels_are_spaced_evenly_in_rate_and_keep_their_ends(pictures: Path) -> None:
+    network = Network(PRESETS["tiny"]).eval()
+    start_from(network, load_weights("tiny"))
+    x = Crops(load_pictures([pictures]), 256, 3).batch(4)
+
+    def steps() -> torch.Tensor:
+        with torch.no_grad():
+            features = network.encoder(x)
+            coded = [network.codec(features, torch.full((4,), float(level))) for level in range(8)]
+        return torch.stack([(one.bits_y + one.bits_z).sum() for one in coded]).log().diff()
+
+    before = steps()
+    space_levels(network, x)
+    after = steps()
+    assert float(before.max() - before.min()) > 0.15
+    torch.testing.assert_close(after, torch.full((7,), float(before.mean())), atol=0.03, rtol=0)
+
+
+def test_levels_to_space_are_those_of_a_set() -> None:
+    with pytest.raises(ConfigError, match="name one to start from"):
+        TrainConfig(data=("x",), out="y", even_levels=True)
 
 
 def test_an_entropy_stage_needs_a_start() -> None:

@@ -7,12 +7,13 @@ hyper-synthesis as integers alone; floats that do the same are read off them, up
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ditic_stream.errors import WeightsError
-from ditic_stream.models.config import LOG_SCALE_MIN, LOG_SCALE_STEP
-from ditic_stream.models.latent_codec import CONTEXT_STEPS
+from ditic_stream.models.config import LEVELS, LOG_SCALE_MIN, LOG_SCALE_STEP
+from ditic_stream.models.latent_codec import CONTEXT_STEPS, at_level
 from ditic_stream.models.network import Network
 from ditic_stream.models.weights import Weights
 
@@ -42,6 +43,25 @@ def start_from(network: Network, weights: Weights) -> None:
             f"{weights.name} does not fit this model: {missing[:3]} are missing, {unexpected[:3]} unknown; "
             "start from another"
         )
+
+
+@torch.no_grad()
+def space_levels(network: Network, x_B3HW: Tensor) -> None:
+    """Move the rate levels so that the logarithm of the rate of these crops rises evenly from the first to the last.
+
+    Training spaces levels by the weight of distortion, against which the rate is steep in the middle and flat at the
+    ends; users turn a quality, and expect equal steps.  Tables between two levels are interpolated, so the levels move
+    along the curve they lie on.
+    """
+    codec, features = network.codec, network.encoder(x_B3HW).float()
+    places = torch.linspace(0, LEVELS - 1, 4 * (LEVELS - 1) + 1, device=x_B3HW.device)
+    bits = [codec(features, place.expand(len(features))) for place in places]
+    rates = torch.stack([(one.bits_y + one.bits_z).sum() for one in bits]).log().cummax(0).values
+    wanted = torch.linspace(float(rates[0]), float(rates[-1]), LEVELS)
+    levels = torch.from_numpy(np.interp(wanted, rates.cpu(), places.cpu())).to(places)
+    for parameter in codec.parameters():
+        if len(parameter) == LEVELS and parameter.ndim == 2:
+            parameter.copy_(at_level(parameter, levels))
 
 
 def _synthesis(network: Network, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -29,7 +29,7 @@ from ditic_stream.training.data import Crops, load_pictures
 from ditic_stream.training.evaluation import block_steps, evaluate, rounded
 from ditic_stream.training.init import principal_start
 from ditic_stream.training.objective import Terms, entropy_objective, whole_objective
-from ditic_stream.training.start import start_from
+from ditic_stream.training.start import space_levels, start_from
 
 VALIDATION_EVERY, VALIDATION_CROPS = 40, 24
 """Every so many-th picture is held out, and so many crops of those are coded at each report."""
@@ -55,6 +55,8 @@ class TrainConfig:
     start: str = ""
     """Set of weights to go on from (a name or a file) in place of principal components; rounded symbols count from the
     first step on."""
+    even_levels: bool = False
+    """Space the rate levels of `start` evenly first, see `training.start`; train its entropy stage afterwards."""
     minutes: float = 60.0
     """Wall time to train; the learning rate falls over it (cosine)."""
     steps: int = 0
@@ -84,6 +86,8 @@ class TrainConfig:
             raise ConfigError(f"side {self.side} px is not a multiple of 256; 256 is the default")
         if self.stage not in ("whole", "entropy") or (self.stage == "entropy" and not self.start):
             raise ConfigError(f"stage {self.stage!r} from {self.start!r}: whole, or entropy from a set of weights")
+        if self.even_levels and not self.start:
+            raise ConfigError("levels are spaced evenly from those of a trained set; name one to start from")
         if self.precision not in ("auto", "bfloat16", "float32"):
             raise ConfigError(f"precision {self.precision!r} is not one of auto, bfloat16, float32; choose one")
         if self.batch % self.threads or self.threads < 1:
@@ -123,6 +127,9 @@ class Trainer:
         self.network = Network(PRESETS[config.model])
         if config.start:
             start_from(self.network, load_weights(config.start))
+            if config.even_levels:
+                space_levels(self.network.eval(), self.validation)
+                self.network.train()
         else:
             principal_start(self.network, Crops(kept, 256, 2).batch(192))
         self.network.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
