@@ -317,6 +317,10 @@ def train(
     stage: Annotated[
         str, typer.Option(help="whole: all networks; entropy: only what predicts symbols, from --start.")
     ] = "whole",
+    without: Annotated[
+        list[str] | None,
+        typer.Option(help="Leave out, from scratch: variance, distillation, condition, dit. Repeatable."),
+    ] = None,
     even_levels: Annotated[
         bool, typer.Option("--even-levels", help="First space the rate levels of --start evenly in rate.")
     ] = False,
@@ -342,8 +346,8 @@ def train(
 
     settings = TrainConfig(
         data=tuple(map(str, data)), out=str(out), model=model, start=start, stage=stage,
-        even_levels=even_levels, minutes=minutes, batch=batch, side=side, rate=rate, threads=threads, device=device,
-        precision=precision, report=report, seed=seed,
+        without=tuple(without or ()), even_levels=even_levels, minutes=minutes, batch=batch, side=side, rate=rate,
+        threads=threads, device=device, precision=precision, report=report, seed=seed,
     )  # fmt: skip
     with (
         console.interruptible(f"run the same command again to go on from the last checkpoint in {out}"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import imagecodecs
@@ -129,6 +130,36 @@ def test_the_entropy_stage_moves_what_predicts_symbols_and_nothing_else(pictures
     moved = {name for name, tensor in trainer.network.state_dict().items() if not torch.equal(tensor, before[name])}
     assert any(name.startswith("codec.synthesis") for name in moved)
     assert all(name.startswith("codec.") for name in moved) and "codec.log_gain" not in moved
+
+
+@pytest.mark.parametrize("part", ["variance", "distillation", "condition", "dit"])
+def test_each_alignment_can_be_left_out_and_what_is_trained_so_codes(pictures: Path, tmp_path: Path, part: str) -> None:
+    weights = run(tiny_run(pictures, tmp_path / "run", steps=2, without=(part,)))
+    names = set(load_weights(str(weights)).tensors)
+    assert any(".query." in name for name in names) == (part not in ("condition", "dit"))
+    assert any(name.startswith("step.blocks") for name in names) == (part != "dit")
+    codec = load_codec("tiny", weights=weights)
+    x = Crops(load_pictures([pictures]), 256, 3).batch(1).numpy()
+    coded = codec.encode(x, (slice(0, 256), slice(0, 256)), 64)
+    latent = codec.entropy.pull(coded, 1, 8, 8, 64)
+    assert codec.render(latent.values, latent.scales, 64, (0, 0)).shape == (1, 3, 256, 256)
+
+
+def test_without_the_variance_the_step_is_blind_to_it() -> None:
+    random = torch.Generator().manual_seed(0)
+    noisy, spread = torch.randn(1, 128, 8, 8, generator=random), torch.rand(1, 128, 8, 8, generator=random)
+    for unguided in (0, 1):
+        step = Network(replace(PRESETS["tiny"], unguided=unguided)).step
+        torch.nn.init.normal_(step.out.weight, std=0.1)
+        once, twice = (step(noisy, s, torch.ones(128), (0, 0)) for s in (spread, 2 * spread))
+        assert torch.equal(once, twice) == bool(unguided)
+
+
+def test_parts_that_cannot_be_left_out_are_named() -> None:
+    with pytest.raises(ConfigError, match="'colour' is not one of variance"):
+        TrainConfig(data=("x",), out="y", without=("colour",))
+    with pytest.raises(ConfigError, match="from scratch"):
+        TrainConfig(data=("x",), out="y", start="tiny", without=("dit",))
 
 
 def test_levels_are_spaced_evenly_in_rate_and_keep_their_ends(pictures: Path) -> None:

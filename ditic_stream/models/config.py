@@ -55,6 +55,11 @@ class ModelConfig:
     overlap: int = 0
     """Leading latent channels analysed and drawn beyond their own cell at 1/32; 0: none but the lapped means."""
 
+    unguided: int = 0
+    """1: the step is as long everywhere, and blind to the decoded variance (DiT-IC's first alignment is off)."""
+    unconditioned: int = 0
+    """1: no cross-attention to condition tokens of the latent (its third alignment is off)."""
+
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             if not isinstance(value, int) or not 0 <= value <= 4096:
@@ -71,7 +76,7 @@ class ModelConfig:
         return {name: value for name, value in asdict(self).items() if value or name not in LATER}
 
 
-LATER = ("context", "overlap")
+LATER = ("context", "overlap", "unguided", "unconditioned")
 """Fields that the first sets did not have."""
 PRESETS: dict[str, ModelConfig] = {}
 PRESETS["small"] = ModelConfig(

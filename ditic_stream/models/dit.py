@@ -21,6 +21,8 @@ from ditic_stream.models.config import ATTENTION_CELLS, ModelConfig
 from ditic_stream.models.layers import attention
 
 TIME_FEATURES = 33
+BLIND = 0.25
+"""Expected error of every element where the decoded variance is not used, in standard deviations of the feature."""
 
 
 class OneStep(nn.Module):
@@ -29,10 +31,13 @@ class OneStep(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         dim = config.dim
+        self.guided, conditioned = not config.unguided, not config.unconditioned
         self.embed = nn.Conv2d(2 * config.latent, dim, 1)
-        self.condition = nn.Conv2d(config.latent, dim, 1)
+        self.condition = nn.Conv2d(config.latent, dim, 1) if conditioned else None
         self.time = nn.Sequential(nn.Conv2d(TIME_FEATURES, 64, 1), nn.SiLU(), nn.Conv2d(64, 9 * dim, 1))
-        self.blocks = nn.ModuleList(Block(dim, config.heads, attends=i % 2 == 1) for i in range(config.depth))
+        self.blocks = nn.ModuleList(
+            Block(dim, config.heads, attends=i % 2 == 1, conditioned=conditioned) for i in range(config.depth)
+        )
         self.out = nn.Conv2d(dim, config.latent, 1)
         for layer in (self.out, self.time[2]):
             nn.init.zeros_(layer.weight)  # type: ignore[arg-type]
@@ -41,11 +46,13 @@ class OneStep(nn.Module):
     def forward(self, noisy_BChw: Tensor, spread_BChw: Tensor, std_C: Tensor, anchor: tuple[int, int]) -> Tensor:
         """anchor: (row, column) of the window on the scene's latent grid, modulo 8."""
         std = std_C[:, None, None]
+        if not self.guided:
+            spread_BChw = BLIND * std.expand_as(spread_BChw)
         relative = spread_BChw / std
         x = self.embed(torch.cat([noisy_BChw / std, 0.5 * (relative + 1e-6).log()], 1))
         time = relative.square().mean(1, keepdim=True).sqrt()
         modulation = self.time(_time_features(time).to(x.dtype))
-        condition = self.condition(noisy_BChw / std)
+        condition = self.condition(noisy_BChw / std) if self.condition is not None else None
         for block in self.blocks:
             x = block(x, condition, modulation, anchor)
         return noisy_BChw - spread_BChw * self.out(x).float()
@@ -54,7 +61,7 @@ class OneStep(nn.Module):
 class Block(nn.Module):
     """Optional windowed self- and cross-attention, then a gated convolutional feed-forward; adaLN-single modulation."""
 
-    def __init__(self, dim: int, heads: int, *, attends: bool) -> None:
+    def __init__(self, dim: int, heads: int, *, attends: bool, conditioned: bool) -> None:
         super().__init__()
         self.heads, self.attends = heads, attends
         self.table = nn.Parameter(torch.zeros(9, dim))
@@ -63,6 +70,7 @@ class Block(nn.Module):
         if attends:
             self.qkv = nn.Conv2d(dim, 3 * dim, 1)
             self.proj = nn.Conv2d(dim, dim, 1)
+        if attends and conditioned:
             self.query = nn.Conv2d(dim, dim, 1)
             self.key_value = nn.Conv2d(dim, 2 * dim, 1)
             self.cross = nn.Conv2d(dim, dim, 1)
@@ -70,10 +78,13 @@ class Block(nn.Module):
         self.depthwise = nn.Conv2d(2 * dim, 2 * dim, 3, padding=1, groups=2 * dim)
         self.narrow = nn.Conv2d(2 * dim, dim, 1)
 
-    def forward(self, x_BDhw: Tensor, condition_BDhw: Tensor, modulation: Tensor, anchor: tuple[int, int]) -> Tensor:
+    def forward(
+        self, x_BDhw: Tensor, condition_BDhw: Tensor | None, modulation: Tensor, anchor: tuple[int, int]
+    ) -> Tensor:
         parts = [m + self.table[i][:, None, None] for i, m in enumerate(modulation.chunk(9, 1))]
         if self.attends:
             x_BDhw = x_BDhw + parts[2] * self._self_attention(_norm(x_BDhw, parts[0], parts[1]), anchor)
+        if self.attends and condition_BDhw is not None:
             x_BDhw = x_BDhw + parts[5] * self._cross_attention(
                 _norm(x_BDhw, parts[3], parts[4]), condition_BDhw, anchor
             )

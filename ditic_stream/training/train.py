@@ -15,7 +15,7 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -35,6 +35,14 @@ VALIDATION_EVERY, VALIDATION_CROPS = 40, 24
 """Every so many-th picture is held out, and so many crops of those are coded at each report."""
 
 
+SWITCHES: dict[str, dict[str, int]] = {
+    "variance": {"unguided": 1},
+    "distillation": {},
+    "condition": {"unconditioned": 1},
+    "dit": {"depth": 0},
+}
+"""The alignments of DiT-IC (variance-guided flow, self-distillation, latent-conditioned guidance) and the transformer
+as a whole, and what switches each off in the network; distillation is a term of the loss."""
 HARD_FROM, HARD_SHARE = 0.35, 0.5
 """From this part of a run on, so much of the rate is counted on rounded symbols."""
 
@@ -49,6 +57,8 @@ class TrainConfig:
     """Folder of checkpoint, log and weights; made if absent.  A checkpoint found there is continued."""
     model: str = "small"
     """Preset of sizes."""
+    without: tuple[str, ...] = ()
+    """What to leave out, of SWITCHES, for ablations.  Another architecture, so not together with `start`."""
     stage: str = "whole"
     """"whole" trains all networks end to end; "entropy" trains what predicts symbols alone, on pictures' latents, and
     leaves the others as `start` has them."""
@@ -86,6 +96,10 @@ class TrainConfig:
             raise ConfigError(f"side {self.side} px is not a multiple of 256; 256 is the default")
         if self.stage not in ("whole", "entropy") or (self.stage == "entropy" and not self.start):
             raise ConfigError(f"stage {self.stage!r} from {self.start!r}: whole, or entropy from a set of weights")
+        if unknown := set(self.without) - set(SWITCHES):
+            raise ConfigError(f"without {sorted(unknown)[0]!r} is not one of {', '.join(SWITCHES)}; choose of these")
+        if self.start and set(self.without) - {"distillation"}:
+            raise ConfigError("a set to start from has its architecture already; leave parts out from scratch")
         if self.even_levels and not self.start:
             raise ConfigError("levels are spaced evenly from those of a trained set; name one to start from")
         if self.precision not in ("auto", "bfloat16", "float32"):
@@ -124,7 +138,9 @@ class Trainer:
         kept = [p for i, p in enumerate(pictures) if i % VALIDATION_EVERY != VALIDATION_EVERY // 2] or pictures
         self.validation = Crops(held_out, config.side, 1).batch(VALIDATION_CROPS)
         self.training = kept
-        self.network = Network(PRESETS[config.model])
+        left_out = {name: value for part in config.without for name, value in SWITCHES[part].items()}
+        self.network = Network(replace(PRESETS[config.model], **left_out))
+        self.terms = replace(config.terms, distillation=0.0) if "distillation" in config.without else config.terms
         if config.start:
             start_from(self.network, load_weights(config.start))
             if config.even_levels:
@@ -212,7 +228,7 @@ class Trainer:
             )
         objective = entropy_objective if config.stage == "entropy" else whole_objective
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-            total, parts = objective(network, x, level, anchor, config.terms)
+            total, parts = objective(network, x, level, anchor, self.terms)
         (total / len(self.replicas)).backward()
         return parts.detach().cpu()
 
