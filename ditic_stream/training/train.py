@@ -45,6 +45,8 @@ SWITCHES: dict[str, dict[str, int]] = {
 as a whole, and what switches each off in the network; distillation is a term of the loss."""
 HARD_FROM, HARD_SHARE = 0.35, 0.5
 """From this part of a run on, so much of the rate is counted on rounded symbols."""
+ALL_HARD_FROM = 0.6
+"""From this part of an entropy stage on, all of it: scales are to fit what is coded; means learn from noisy symbols."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,10 +189,15 @@ class Trainer:
         """How far the run is, 0..1 and beyond."""
         return self.steps / self.config.steps if self.config.steps else self.elapsed / (self.config.minutes * 60)
 
+    def _hard_share(self, part: float) -> float:
+        if self.config.stage == "entropy" and part > ALL_HARD_FROM:
+            return 1.0
+        return HARD_SHARE if self.config.start or part > HARD_FROM else 0.0
+
     def _step(self, pool: ThreadPoolExecutor, part: float) -> Tensor:
-        warm, config = min(1.0, part / 0.03), self.config
+        warm = min(1.0, part / 0.03)
         for replica in self.replicas:
-            replica.codec.hard_share = HARD_SHARE if config.start or part > HARD_FROM else 0.0
+            replica.codec.hard_share = self._hard_share(part)
         for group in self.optimiser.param_groups:
             group["lr"] = group["base"] * warm * (0.02 + 0.49 * (1 + math.cos(math.pi * part)))
         parts = torch.stack(list(pool.map(self._backward, range(len(self.replicas)))))
