@@ -180,6 +180,12 @@ def test_levels_are_spaced_evenly_in_rate_and_keep_their_ends(pictures: Path) ->
     torch.testing.assert_close(after, torch.full((7,), float(before.mean())), atol=0.03, rtol=0)
 
 
+def test_a_run_leaves_its_curves_as_a_log_and_a_picture(pictures: Path, tmp_path: Path) -> None:
+    run(tiny_run(pictures, tmp_path, steps=1))
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 2
+    assert imagecodecs.imread(tmp_path / "curves.png").std() > 10
+
+
 def test_levels_to_space_are_those_of_a_set() -> None:
     with pytest.raises(ConfigError, match="name one to start from"):
         TrainConfig(data=("x",), out="y", even_levels=True)

@@ -1,9 +1,9 @@
 """The training run: one end-to-end stage over a continuum of rates, resumable at any checkpoint.
 
-In: a TrainConfig.  Out, in its folder: `checkpoint.pt` (everything needed to go on), `log.jsonl` (a line per report)
-and, at the end, `weights.safetensors` (see `training.export`).  Same code on CPU and CUDA; on a CPU with several cores,
-`threads` replicas share the parameters and average their gradients, one torch thread each, so that a busy core slows a
-step and not an operator.
+In: a TrainConfig.  Out, in its folder: `checkpoint.pt` (everything needed to go on), `log.jsonl` (a line per report),
+`curves.png` and, at the end, `weights.safetensors` (see `training.export`).  Same code on CPU and CUDA; on a CPU with
+several cores, `threads` replicas share the parameters and average their gradients, one torch thread each, so that a
+busy core slows a step and not an operator.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from ditic_stream.errors import ConfigError
 from ditic_stream.models.config import LEVELS, PRESETS
 from ditic_stream.models.network import Network
 from ditic_stream.models.weights import load_weights
+from ditic_stream.training.curves import draw
 from ditic_stream.training.data import Crops, load_pictures
 from ditic_stream.training.evaluation import block_steps, evaluate, rounded
 from ditic_stream.training.init import principal_start
@@ -248,8 +249,10 @@ class Trainer:
             )
         line["validation"] = evaluate(self.averaged, self.validation.to(self.device))
         line["smooth"] = block_steps(self.averaged, self.device)
-        with (self.folder / "log.jsonl").open("a") as log:
+        path = self.folder / "log.jsonl"
+        with path.open("a") as log:
             log.write(json.dumps(line) + "\n")
+        draw(path)
 
     def _save(self) -> None:
         state = {
