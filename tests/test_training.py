@@ -132,17 +132,24 @@ def test_the_entropy_stage_moves_what_predicts_symbols_and_nothing_else(pictures
     assert all(name.startswith("codec.") for name in moved) and "codec.log_gain" not in moved
 
 
-@pytest.mark.parametrize("part", ["variance", "distillation", "condition", "dit"])
-def test_each_alignment_can_be_left_out_and_what_is_trained_so_codes(pictures: Path, tmp_path: Path, part: str) -> None:
-    weights = run(tiny_run(pictures, tmp_path / "run", steps=2, without=(part,)))
-    names = set(load_weights(str(weights)).tensors)
-    assert any(".query." in name for name in names) == (part not in ("condition", "dit"))
-    assert any(name.startswith("step.blocks") for name in names) == (part != "dit")
+def test_alignments_can_be_left_out_and_what_is_trained_so_codes(pictures: Path, tmp_path: Path) -> None:
+    weights = run(tiny_run(pictures, tmp_path / "run", steps=1, without=("variance", "distillation", "condition")))
+    assert len((tmp_path / "run/log.jsonl").read_text().splitlines()) == 2
+    assert imagecodecs.imread(tmp_path / "run/curves.png").std() > 10
+    loaded = load_weights(str(weights))
+    assert (loaded.config.unguided, loaded.config.unconditioned) == (1, 1)
+    assert not any(".query." in name for name in loaded.tensors)
     codec = load_codec("tiny", weights=weights)
     x = Crops(load_pictures([pictures]), 256, 3).batch(1).numpy()
     coded = codec.encode(x, (slice(0, 256), slice(0, 256)), 64)
     latent = codec.entropy.pull(coded, 1, 8, 8, 64)
     assert codec.render(latent.values, latent.scales, 64, (0, 0)).shape == (1, 3, 256, 256)
+
+
+def test_without_the_transformer_no_block_is_left(pictures: Path) -> None:
+    network = Network(replace(PRESETS["tiny"], depth=0))
+    assert not any(name.startswith("step.blocks") for name in network.state_dict())
+    assert network(torch.rand(1, 3, 64, 64), torch.zeros(1))[0].shape == (1, 3, 64, 64)
 
 
 def test_without_the_variance_the_step_is_blind_to_it() -> None:
@@ -178,12 +185,6 @@ def test_levels_are_spaced_evenly_in_rate_and_keep_their_ends(pictures: Path) ->
     after = steps()
     assert float(before.max() - before.min()) > 0.15
     torch.testing.assert_close(after, torch.full((7,), float(before.mean())), atol=0.03, rtol=0)
-
-
-def test_a_run_leaves_its_curves_as_a_log_and_a_picture(pictures: Path, tmp_path: Path) -> None:
-    run(tiny_run(pictures, tmp_path, steps=1))
-    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 2
-    assert imagecodecs.imread(tmp_path / "curves.png").std() > 10
 
 
 def test_levels_to_space_are_those_of_a_set() -> None:
