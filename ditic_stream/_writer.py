@@ -130,7 +130,7 @@ class ArchiveWriter(ShardWriter):
             path.mkdir(exist_ok=True)
         except OSError as error:
             raise StorageError(f"cannot make the folder {path}: {error.strerror}") from error
-        self._lock: int | None = _lock.hold(path / LOCK)
+        self._lock: int | None = _lock.hold(path / LOCK, path)
         try:
             self._begin(overwrite)
         except BaseException:

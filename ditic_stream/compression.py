@@ -202,7 +202,7 @@ def _is_complete(folder: Path) -> bool:
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Hold the lock of an archive; LockedError while another run has it."""
-    handle = hold(folder / LOCK)
+    handle = hold(folder / LOCK, folder)
     try:
         yield
     finally:

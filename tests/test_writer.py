@@ -21,7 +21,7 @@ from rasterio.windows import Window as Part
 from rasterio.windows import transform as window_transform
 
 from ditic_stream import _tiff_output
-from ditic_stream.errors import ConfigError, FormatError, StorageError, WindowError
+from ditic_stream.errors import ConfigError, FormatError, LockedError, StorageError, WindowError
 from ditic_stream.geometry import Window
 from ditic_stream.reader import open_source
 from ditic_stream.writer import crop_metadata, open_output
@@ -322,6 +322,25 @@ def test_an_error_leaves_nothing_behind_and_an_old_file_alone(tmp_path: Path, na
         output.write(Window(row=0, col=0, height=60, width=50), pixels[:, :60])
     assert stamp(tmp_path / name) == before
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.png", "a.zarr"])
+def test_a_second_run_to_the_same_name_is_refused_and_the_first_is_not_disturbed(tmp_path: Path, name: str) -> None:
+    options: dict[str, Any] = {"height": 100, "width": 50, "bands": 3, "dtype": "uint8", "metadata": metadata()}
+    pixels = noise(3, 100, 50)
+    with open_output(tmp_path / name, **options) as output:
+        output.write(Window(row=0, col=0, height=60, width=50), pixels[:, :60])
+        for overwrite in (False, True):
+            with pytest.raises(LockedError, match=rf"process {os.getpid()}\) writes .*{name}"):
+                open_output(tmp_path / name, overwrite=overwrite, **options)
+        output.write(Window(row=60, col=0, height=40, width=50), pixels[:, 60:])
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    write(tmp_path / f"alone-{name}", pixels, metadata())
+    assert content(tmp_path / name) == content(tmp_path / f"alone-{name}")
+
+
+def content(path: Path) -> list[bytes]:
+    return [file.read_bytes() for file in ([path] if path.is_file() else sorted(path.rglob("*"))) if file.is_file()]
 
 
 def stamp(path: Path) -> list[tuple[str, int]]:

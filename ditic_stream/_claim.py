@@ -1,0 +1,95 @@
+"""The name of an output while it is written: one run at a time, and published whole or not at all.
+
+In: the path of a file or folder to be.  Out: a temporary path beside it, which takes the name in the end.
+Knows names and locks; knows no format.
+
+    .NAME.lock   held by the run that writes        NAME.partial  --publish-->  NAME
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from ditic_stream._lock import hold, release
+from ditic_stream._store import PARTIAL
+from ditic_stream.errors import ConfigError, DiticError, StorageError
+
+
+class Claim:
+    """The right to write `path`, from here to `publish` or `release`.
+
+    partial: where to write; nothing is there at first.  overwrite: replace what is at `path`, in the end.
+    Raises ConfigError when `path` exists and `overwrite` is not set, LockedError while another run writes it,
+    StorageError when its folder refuses.
+    """
+
+    def __init__(self, path: Path, *, overwrite: bool) -> None:
+        self.path, self.partial = path, path.with_name(path.name + PARTIAL)
+        self._overwrite = overwrite
+        self._lock_path = path.with_name(f".{path.name}.lock")
+        with storing(path):
+            self._check()
+            self._lock: int | None = hold(self._lock_path, path)
+            try:
+                self._check()  # again: the run that held the lock before may just have published
+                discard(self.partial)
+            except BaseException:
+                self.release()
+                raise
+
+    def publish(self) -> None:
+        """Give what lies at `partial` its name."""
+        if self.path.is_dir() and not self.path.is_symlink():
+            discard(self.path)
+        os.replace(self.partial, self.path)
+        sync_folder(self.path.parent)
+        self.release()
+
+    def release(self) -> None:
+        """Remove what was not published and let others write; a second call does nothing."""
+        if self._lock is not None:
+            handle, self._lock = self._lock, None
+            with suppress(OSError):  # the error that led here is the one to tell
+                discard(self.partial)
+            release(self._lock_path, handle)
+
+    def _check(self) -> None:
+        if os.path.lexists(self.path) and not self._overwrite:
+            raise ConfigError(f"{self.path} exists; choose another name, or pass --overwrite")
+
+
+@contextmanager
+def storing(path: Path) -> Iterator[None]:
+    """Say in our words what the system says while `path` is written."""
+    try:
+        yield
+    except DiticError:
+        raise
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        raise StorageError(
+            f"{path} cannot be written: {error.strerror or error}; "
+            f"{'make room' if full else 'check the folder and its permissions'} and run the same command again"
+        ) from error
+
+
+def discard(path: Path) -> None:
+    """Remove a file or a folder if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
