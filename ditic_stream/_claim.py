@@ -43,10 +43,19 @@ class Claim:
                 raise
 
     def publish(self) -> None:
-        """Give what lies at `partial` its name."""
-        if self.path.is_dir() and not self.path.is_symlink():
-            discard(self.path)
-        os.replace(self.partial, self.path)
+        """Give what lies at `partial` its name.  ConfigError when it was taken meanwhile and `overwrite` is not set."""
+        if self._overwrite:
+            if self.path.is_dir() and not self.path.is_symlink():
+                discard(self.path)
+            os.replace(self.partial, self.path)
+        else:
+            try:
+                _rename_to_new(self.partial, self.path)
+            except FileExistsError as error:
+                raise ConfigError(
+                    f"{self.path} appeared while it was being written, and was left alone; "
+                    "choose another name, or pass --overwrite"
+                ) from error
         sync_folder(self.path.parent)
         self.release()
 
@@ -76,6 +85,20 @@ def storing(path: Path) -> Iterator[None]:
             f"{path} cannot be written: {error.strerror or error}; "
             f"{'make room' if full else 'check the folder and its permissions'} and run the same command again"
         ) from error
+
+
+def _rename_to_new(path: Path, name: Path) -> None:
+    """Rename, but never onto a file: FileExistsError when `name` is there."""
+    try:
+        os.link(path, name, follow_symlinks=False)  # unlike a rename, it asks and takes in one step
+    except FileExistsError:
+        raise
+    except OSError:  # a folder, or a file system without links
+        if os.path.lexists(name):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(name)) from None
+        path.rename(name)  # a folder is never renamed onto a file or onto a folder that holds something
+    else:
+        path.unlink()
 
 
 def discard(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -337,6 +338,31 @@ def test_a_second_run_to_the_same_name_is_refused_and_the_first_is_not_disturbed
     assert [path.name for path in tmp_path.iterdir()] == [name]
     write(tmp_path / f"alone-{name}", pixels, metadata())
     assert content(tmp_path / name) == content(tmp_path / f"alone-{name}")
+
+
+@pytest.mark.parametrize("linking", [True, False], ids=["links", "no links"])
+@pytest.mark.parametrize("name", ["a.tif", "a.png", "a.zarr"])
+def test_a_file_that_appears_meanwhile_is_left_alone(
+    tmp_path: Path, name: str, linking: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, "no links here")
+
+    options: dict[str, Any] = {"height": 100, "width": 50, "bands": 3, "dtype": "uint8", "metadata": metadata()}
+    pixels = noise(3, 100, 50)
+    output = open_output(tmp_path / name, **options)
+    output.write(Window(row=0, col=0, height=100, width=50), pixels)
+    (tmp_path / name).write_text("mine")
+    if not linking:
+        monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(ConfigError, match="appeared"):
+        output.close()
+    monkeypatch.undo()
+    assert (tmp_path / name).read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    (tmp_path / name).unlink()
+    write(tmp_path / name, pixels, metadata())
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def content(path: Path) -> list[bytes]:
