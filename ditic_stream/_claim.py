@@ -24,13 +24,14 @@ class Claim:
     """The right to write `path`, from here to `publish` or `release`.
 
     partial: where to write; nothing is there at first.  overwrite: replace what is at `path`, in the end.
-    Raises ConfigError when `path` exists and `overwrite` is not set, LockedError while another run writes it,
-    StorageError when its folder refuses.
+    holds: what an output that is a folder has in it, the first always; empty for a file.
+    Raises ConfigError when `path` exists and `overwrite` is not set, or is not what this output would be; LockedError
+    while another run writes it; StorageError when its folder refuses.
     """
 
-    def __init__(self, path: Path, *, overwrite: bool) -> None:
+    def __init__(self, path: Path, *, overwrite: bool, holds: tuple[str, ...] = ()) -> None:
         self.path, self.partial = path, path.with_name(path.name + PARTIAL)
-        self._overwrite = overwrite
+        self._overwrite, self._holds = overwrite, holds
         self._lock_path = path.with_name(f".{path.name}.lock")
         with storing(path):
             self._check()
@@ -45,7 +46,8 @@ class Claim:
     def publish(self) -> None:
         """Give what lies at `partial` its name.  ConfigError when it was taken meanwhile and `overwrite` is not set."""
         if self._overwrite:
-            if self.path.is_dir() and not self.path.is_symlink():
+            self._check()
+            if self._holds:
                 discard(self.path)
             os.replace(self.partial, self.path)
         else:
@@ -68,8 +70,25 @@ class Claim:
             release(self._lock_path, handle)
 
     def _check(self) -> None:
-        if os.path.lexists(self.path) and not self._overwrite:
-            raise ConfigError(f"{self.path} exists; choose another name, or pass --overwrite")
+        """Refuse to take away what is no earlier output of this kind, such as a folder of files."""
+        path = self.path
+        if not os.path.lexists(path):
+            return
+        if not self._overwrite:
+            raise ConfigError(f"{path} exists; choose another name, or pass --overwrite")
+        if path.is_symlink() or not path.is_dir():
+            if self._holds:
+                raise ConfigError(f"{path} is not a folder, which this output is; choose another name")
+            return
+        if not self._holds:
+            raise ConfigError(f"{path} is a folder; name a file")
+        names = sorted(os.listdir(path))
+        strangers = [name for name in names if name not in self._holds]
+        if strangers or (names and self._holds[0] not in names):
+            raise ConfigError(
+                f"{path} {f'holds {strangers[0]}' if strangers else f'has no {self._holds[0]}'}: it is not an output "
+                "of this program, and is not overwritten; choose another name"
+            )
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,9 @@ MAX_BLOCK_BYTES = 2**28
 class Output:
     """A scene that is being written; a context manager.  Leaving it in order publishes it, an error removes it."""
 
+    holds: ClassVar[tuple[str, ...]] = ()
+    """What a format that is a folder has in it, the first always; nothing else is overwritten."""
+
     def __init__(
         self, path: Path, *, height: int, width: int, samples: int, dtype: str, mask: bool, overwrite: bool
     ) -> None:
@@ -38,7 +41,7 @@ class Output:
         self._held = 0
         self._buffer = np.zeros((samples, min(self.block, height), width), self.dtype)
         self._mask_buffer = np.zeros((self._buffer.shape[1:]) if mask else (0, 0), np.uint8)
-        self._claim = Claim(path, overwrite=overwrite)
+        self._claim = Claim(path, overwrite=overwrite, holds=self.holds)
         self.partial = self._claim.partial
         self._open = True
         with self._storing():

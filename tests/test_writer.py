@@ -299,6 +299,31 @@ def test_zarr_holds_pixels_mask_and_coordinates(tmp_path: Path) -> None:
     assert "mask" not in zarr.open_group(str(tmp_path / "a.zarr"), mode="r")
 
 
+@pytest.mark.parametrize("name", ["thesis.txt", "image/notes.txt", "zarr.json", "link"])
+def test_overwriting_a_zarr_takes_no_folder_away_that_is_not_one(tmp_path: Path, name: str) -> None:
+    place = tmp_path / "a.zarr"
+    if name == "link":
+        (tmp_path / "b").mkdir()
+        place.symlink_to(tmp_path / "b")
+    elif name == "zarr.json":
+        write(place, noise(3, 5, 5), metadata())
+        (place / "thesis.txt").write_text("mine")
+    else:
+        (place / name).parent.mkdir(parents=True)
+        (place / name).write_text("mine")
+    before = stamp(tmp_path)
+    with pytest.raises(ConfigError, match=r"a\.zarr .*; choose another name"):
+        write(place, noise(3, 5, 5), metadata(), overwrite=True)
+    assert stamp(tmp_path) == before
+
+
+def test_overwriting_replaces_a_zarr_or_an_empty_folder(tmp_path: Path) -> None:
+    (tmp_path / "a.zarr").mkdir()
+    for size in (5, 6):
+        write(tmp_path / "a.zarr", noise(3, size, size), metadata(), overwrite=True)
+        assert zarr.open_group(str(tmp_path / "a.zarr"), mode="r")["image"].shape == (3, size, size)
+
+
 # all or nothing
 
 
