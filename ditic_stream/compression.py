@@ -10,7 +10,6 @@ shard and give back a Receipt.
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -25,7 +24,7 @@ from ditic_stream._forecast import CodeWindows, Forecast, Forecaster, at, spread
 from ditic_stream._layout import Layout
 from ditic_stream._lock import hold, release
 from ditic_stream._store import LOCK, PARTIAL
-from ditic_stream.archive import create_archive, open_archive, pack_zip
+from ditic_stream.archive import create_archive, open_archive, pack_zip, remove_archive
 from ditic_stream.bitstream import EMPTY
 from ditic_stream.config import GridConfig, q_of_quality
 from ditic_stream.errors import ConfigError, DiticError
@@ -189,7 +188,7 @@ def _folder(target: Path, overwrite: bool) -> Path:
     if not overwrite and (target.exists() if zipped else _is_complete(folder)):
         if zipped and _is_complete(folder):  # a run was killed after packing, before it cleared up
             with _locked(folder):
-                shutil.rmtree(folder)
+                remove_archive(folder)
         raise ConfigError(f"{target} is a complete archive; choose another name or overwrite it")
     return folder
 
@@ -263,7 +262,7 @@ def _pack(folder: Path, target: Path, overwrite: bool) -> None:
     """Pack the finished folder into the zip, under its lock, and take it away."""
     with _locked(folder):
         pack_zip(folder, target, overwrite=overwrite)
-        shutil.rmtree(folder)
+        remove_archive(folder)
 
 
 def _encode(
