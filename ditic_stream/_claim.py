@@ -91,6 +91,18 @@ class Claim:
             )
 
 
+def keep_apart(target: Path, source: Path) -> None:
+    """Raise ConfigError when writing `target` would change `source`, from which it is made."""
+    try:
+        same = os.path.samefile(target, source)
+    except OSError:
+        same = False  # one of them is not there
+    if same or (source.is_dir() and source.resolve() in target.resolve().parents):
+        raise ConfigError(
+            f"{target} {'is' if same else 'lies in'} {source}, which it is made from; choose another name"
+        )
+
+
 @contextmanager
 def storing(path: Path) -> Iterator[None]:
     """Say in our words what the system says while `path` is written."""

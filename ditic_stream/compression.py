@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ditic_stream import __version__
+from ditic_stream._claim import keep_apart
 from ditic_stream._encoding import Describe, EncodeShard, Receipt, area, peak_memory
 from ditic_stream._forecast import CodeWindows, Forecast, Forecaster, at, spread
 from ditic_stream._layout import Layout
@@ -32,7 +33,7 @@ from ditic_stream.executors import Executor, executor_for
 from ditic_stream.geometry import TileKey
 from ditic_stream.manifest import Image, Manifest, ModelRef, SourceRef
 from ditic_stream.radiometry import survey
-from ditic_stream.reader import Source, open_source
+from ditic_stream.reader import Source, local_path, open_source
 from ditic_stream.summary import bits_per_pixel, rate
 from ditic_stream.tiling import Grid
 
@@ -134,6 +135,7 @@ def compress(
     began = time.monotonic()
     config, target = GridConfig(tile=tile, overlap=overlap), Path(archive)
     _check_rate(quality, bpp, size)
+    keep_apart(target, local_path(source))
     folder = target if dry_run else _folder(target, overwrite)
     with open_source(source, expand_palette=expand_palette) as scene:
         grid = Grid(height=scene.height, width=scene.width, config=config)

@@ -155,6 +155,18 @@ def test_a_complete_archive_needs_overwrite_and_is_replaced_with_it(scene: Path,
         assert archive.manifest.quality == 51
 
 
+def test_a_scene_is_never_replaced_by_its_own_archive(scene: Path, tmp_path: Path) -> None:
+    source, linked = scene.rename(tmp_path / "scene.zip"), tmp_path / "linked.zip"
+    before = source.read_bytes()
+    os.link(source, linked)
+    for target in (source, linked):
+        for named in (source, source.as_uri()):
+            with pytest.raises(ConfigError, match=r"made from; choose another name"):
+                run(named, target, overwrite=True)
+    assert source.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["linked.zip", "scene.zip"]
+
+
 def test_overwriting_that_was_stopped_goes_on_where_it_was(scene: Path, tmp_path: Path) -> None:
     for name in ("a.ditic", "a.ditic.zip"):
         target = tmp_path / name
