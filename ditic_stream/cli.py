@@ -139,7 +139,7 @@ def compress(
 def decompress(
     archive: Archive,
     out: Annotated[
-        Path | None, typer.Argument(help="NAME.tif, NAME.zarr or NAME.png (default: NAME.decoded.tif).")
+        Path | None, typer.Argument(help="NAME.tif, NAME.zarr, NAME.png or NAME.npy (default: NAME.decoded.tif).")
     ] = None,
     workers: Workers = None,
     device: Device = "cpu",
@@ -173,7 +173,7 @@ def decompress(
 @app.command(short_help="Decode one window into a file.")
 def region(
     archive: Archive,
-    out: Annotated[Path, typer.Argument(help="NAME.tif, NAME.png or NAME.npy (rows, columns, bands).")],
+    out: Annotated[Path, typer.Argument(help="NAME.tif, NAME.zarr, NAME.png or NAME.npy (rows, columns, bands).")],
     window: Annotated[
         str | None, typer.Option(metavar="COL,ROW,WIDTH,HEIGHT", help="Pixels, counted from the upper left.")
     ] = None,
@@ -183,7 +183,9 @@ def region(
     bbox_crs: Annotated[
         str | None, typer.Option(help="CRS of --bbox, e.g. EPSG:4326 (default: the scene's). Needs the extra `geo`.")
     ] = None,
-    workers: Workers = 1,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Processes; more than one pay for large windows. The bytes do not depend on it.")
+    ] = 1,
     device: Device = "cpu",
     on_error: OnError = "stop",
     overwrite: Overwrite = False,
@@ -205,7 +207,7 @@ def region(
 
     with console.interruptible(f"nothing was written to {out}; run the same command again"):
         result = run(
-            archive, out, window=pixels, bbox=bounds, bbox_crs=bbox_crs, device=device, workers=workers or 1,
+            archive, out, window=pixels, bbox=bounds, bbox_crs=bbox_crs, device=device, workers=workers,
             on_error=on_error, overwrite=overwrite,
         )  # fmt: skip
     _report_damage(result, quiet)

@@ -218,7 +218,8 @@ def decompress(
     progress: Progress | None = None,
     executor: Executor | None = None,
 ) -> Result:
-    """Decode `archive`, or one window of it, into the file `out`: .tif, .png or .zarr, with the source's metadata.
+    """Decode `archive`, or one window of it, into the file `out`: .tif, .png or .zarr, with the source's metadata,
+    or .npy, (rows, columns, samples), without.
 
     workers: processes, the cores by default.  on_error: "fill" goes on after lost or damaged tiles and names them in
     the Result.  progress: called with (pixels done, pixels in all).

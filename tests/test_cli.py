@@ -78,6 +78,14 @@ def test_bbox_in_degrees_lands_where_rasterio_says(sample, ditic, tmp_path):
     assert 100 <= facts["width"] <= 110
 
 
+def test_region_to_npy_takes_workers_and_gives_the_crop(sample, ditic, tmp_path):
+    for workers in ("1", "2"):
+        out = tmp_path / f"{workers}.npy"
+        done = ditic("region", sample.archive, out, "--window", "100,20,400,500", "--workers", workers, "-q")
+        assert (done.code, done.out, done.err) == (0, "", "")
+        np.testing.assert_array_equal(np.load(out), tifffile.imread(sample.decoded)[20:520, 100:500])
+
+
 def test_region_to_png_holds_the_same_pixels(sample, ditic, tmp_path):
     imagecodecs = pytest.importorskip("imagecodecs")
     done = ditic("region", sample.archive, tmp_path / "a.png", "--window", "10,20,64,48", "-q")
