@@ -126,11 +126,7 @@ class ArchiveWriter(ShardWriter):
         if self.manifest.complete:
             raise ConfigError("a new archive is not complete; give a manifest with complete=False")
         _check_place(path)
-        try:
-            path.mkdir(exist_ok=True)
-        except OSError as error:
-            raise StorageError(f"cannot make the folder {path}: {error.strerror}") from error
-        self._lock: int | None = _lock.hold(path / LOCK, path)
+        self._lock: int | None = _make_and_hold(path)
         try:
             self._begin(overwrite)
         except BaseException:
@@ -199,6 +195,20 @@ class ArchiveWriter(ShardWriter):
             _set_aside(self.path)
         write_object(self.path, GROUP, [self.layout.group()])
         _sweep(self.path)
+
+
+def _make_and_hold(path: Path) -> int:
+    """Make the folder of an archive and hold its lock."""
+    while True:
+        try:
+            path.mkdir(exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"cannot make the folder {path}: {error.strerror}") from error
+        try:
+            return _lock.hold(path / LOCK, path)
+        except StorageError:
+            if path.is_dir():
+                raise  # else the run that held it has packed it just now and taken it away
 
 
 def _check_place(path: Path) -> None:

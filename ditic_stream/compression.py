@@ -16,7 +16,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from ditic_stream import __version__
 from ditic_stream._claim import keep_apart
@@ -162,7 +162,7 @@ def compress(
             )
             if dry_run:
                 return _estimate(running, task, forecaster.expect(manifest.q), grid, target)
-            receipts, resumed = _encode(running, task, overwrite, progress)
+            receipts, resumed = _encode(running, task, target, overwrite, progress)
         if folder != target:
             _pack(folder, target, overwrite)
     return _result(target, receipts, resumed, time.monotonic() - began)
@@ -191,8 +191,12 @@ def _folder(target: Path, overwrite: bool) -> Path:
         if zipped and _is_complete(folder):  # a run was killed after packing, before it cleared up
             with _locked(folder):
                 remove_archive(folder)
-        raise ConfigError(f"{target} is a complete archive; choose another name or overwrite it")
+        _refuse(target)
     return folder
+
+
+def _refuse(target: Path) -> NoReturn:
+    raise ConfigError(f"{target} is a complete archive; choose another name or overwrite it")
 
 
 def _is_complete(folder: Path) -> bool:
@@ -268,18 +272,23 @@ def _pack(folder: Path, target: Path, overwrite: bool) -> None:
 
 
 def _encode(
-    executor: Executor, task: EncodeShard, overwrite: bool, progress: Progress | None
+    executor: Executor, task: EncodeShard, target: Path, overwrite: bool, progress: Progress | None
 ) -> tuple[list[Receipt], list[TileKey]]:
     """Code the shards that are not done; receipts of these, and the names of the others."""
     receipts: list[Receipt] = []
     assert task.archive is not None
-    earlier = _earlier(Path(task.archive))
-    if task.archive.endswith(PARTIAL) and earlier == task.manifest.finished():
+    folder = Path(task.archive)
+    earlier = _earlier(folder)
+    if folder != target and earlier == task.manifest.finished():
         return [], list(Layout(task.manifest).grid.shards())  # a run was killed before it had packed the folder
-    with create_archive(task.archive, task.manifest, overwrite=overwrite) as writer:
+    with create_archive(folder, task.manifest, overwrite=overwrite) as writer:
         grid = writer.grid
         todo = list(writer.todo())
         resumed = sorted(set(grid.shards()) - set(todo))
+        if folder != target and target.exists() and not overwrite:  # packed by another run, since this one began
+            if not resumed:
+                remove_archive(folder)
+            _refuse(target)
         total, done = grid.height * grid.width, sum(area(grid.shard_window(shard)) for shard in resumed)
 
         def tell(_: object, pixels: int) -> None:

@@ -250,6 +250,22 @@ def test_a_run_that_overwrites_a_zip_is_not_disturbed_by_one_that_may_not(scene:
         assert archive.manifest.quality == 51
 
 
+def test_a_zip_that_another_run_packs_while_this_one_starts_is_not_coded_again(
+    scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, survey = tmp_path / "a.ditic.zip", compression.survey
+
+    def slow(source: Any) -> Radiometry:
+        monkeypatch.setattr(compression, "survey", survey)
+        run(scene, target, quality=51)
+        return survey(source)
+
+    monkeypatch.setattr(compression, "survey", slow)
+    with pytest.raises(ConfigError, match="complete archive"):
+        run(scene, target, progress=lambda *_: pytest.fail("coded"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.ditic.zip", "scene.tif"]
+
+
 def test_a_complete_archive_is_refused_before_the_scene_is_read(
     scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
