@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from ditic_stream import console
+from ditic_stream.errors import ConfigError
 from ditic_stream.geometry import Window
 
 app = typer.Typer(
@@ -101,7 +102,7 @@ def compress(
     from ditic_stream.compression import Estimate
     from ditic_stream.compression import compress as run
 
-    target = archive or scene.with_suffix(".ditic")
+    target = archive or _beside(scene, f"{scene.stem}.ditic")
     with (
         console.interruptible(f"finished shards are kept; run the same command again to go on with {target}"),
         console.Progress("compress", quiet=quiet or dry_run) as progress,
@@ -155,7 +156,7 @@ def decompress(
     """
     from ditic_stream.regions import decompress as run
 
-    target = out or archive.with_name(f"{_stem(archive)}.decoded.tif")
+    target = out or _beside(archive, f"{_stem(archive)}.decoded.tif")
     with (
         console.interruptible(f"nothing was written to {target}; run the same command again"),
         console.Progress("decompress", quiet=quiet) as progress,
@@ -444,7 +445,6 @@ def export_model(
     \b
     Example:  ditic-stream models export ditic-0.6b:q3 q3.zip
     """
-    from ditic_stream.errors import ConfigError
     from ditic_stream.models import folder
 
     found = folder.find(name)
@@ -458,6 +458,13 @@ def export_model(
     console.note(f"licence: {record.licence}. {record.licence_note}", quiet=quiet)
     facts = {"bundle": str(target), "bytes": size, "name": record.name, "sha256": record.sha256}
     console.emit(facts, as_json=as_json, lines=[f"{target}: {record.name}, {console.size(size)}"], quiet=quiet)
+
+
+def _beside(place: Path, name: str) -> Path:
+    """Where a result goes unless it is told."""
+    if place.name in ("", ".."):
+        raise ConfigError(f"{place} is a folder without a name to make another of; name the output too")
+    return place.with_name(name)
 
 
 def _stem(archive: Path) -> str:

@@ -135,7 +135,8 @@ def compress(
     began = time.monotonic()
     config, target = GridConfig(tile=tile, overlap=overlap), Path(archive)
     _check_rate(quality, bpp, size)
-    keep_apart(target, local_path(source))
+    if local_path(source).is_file():
+        keep_apart(target, local_path(source))
     folder = target if dry_run else _folder(target, overwrite)
     with open_source(source, expand_palette=expand_palette) as scene:
         grid = Grid(height=scene.height, width=scene.width, config=config)

@@ -215,6 +215,28 @@ def test_complete_archive_and_existing_output_are_not_overwritten_without_being_
     assert np.load(tmp_path / "a.npy").shape == (8, 8, 3)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["compress", "."], "config: . is a folder without a name"),
+        (["compress", "/"], "config: / is a folder without a name"),
+        (["compress", ".."], "config: .. is a folder without a name"),
+        (["decompress", "."], "config: . is a folder without a name"),
+        (["decompress", "/"], "config: / is a folder without a name"),
+        (["compress", ".", "x.ditic"], "source: "),
+        (["compress", "SCENE", "/"], "config: / holds "),
+        (["decompress", "ARCHIVE", "."], "config: .: no format"),
+        (["region", "ARCHIVE", ".", "--window", "0,0,1,1"], "config: .: no format"),
+    ],
+)
+def test_places_without_a_name_are_one_clear_error(sample, capsys, arguments, said):
+    places = {"SCENE": sample.scene, "ARCHIVE": sample.archive}
+    code, out, err = run(capsys, *(places.get(one, one) for one in arguments), "-q")
+    assert (code, out) == (1, "")
+    assert err.startswith(f"ditic-stream: {said}")
+    assert len(err.splitlines()) == 1
+
+
 def test_dry_run_says_what_to_expect_and_writes_nothing(sample, ditic, tmp_path):
     scene = shutil.copy(sample.scene, tmp_path / "scene.tif")
     done = ditic(
