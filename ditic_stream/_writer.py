@@ -203,7 +203,10 @@ def _make_and_hold(path: Path) -> int:
         try:
             path.mkdir(exist_ok=True)
         except OSError as error:
-            raise StorageError(f"cannot make the folder {path}: {error.strerror}") from error
+            raise StorageError(
+                f"cannot make the folder {path}: {error.strerror}; make room or fix the permissions, "
+                "then run the same command again"
+            ) from error
         try:
             return _lock.hold(path / LOCK, path)
         except StorageError:
@@ -256,4 +259,6 @@ def _remove(path: Path) -> None:
         else:
             path.unlink(missing_ok=True)
     except OSError as error:
-        raise StorageError(f"cannot remove {path}: {error.strerror}") from error
+        raise StorageError(
+            f"cannot remove {path}: {error.strerror}; fix the permissions, then run the same command again"
+        ) from error

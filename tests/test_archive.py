@@ -405,6 +405,18 @@ def test_a_folder_that_is_no_archive_is_left_alone(tmp_path: Path) -> None:
         create_archive(tmp_path / "no" / "where", manifest())
 
 
+def test_a_folder_that_cannot_be_made_or_locked_is_a_storage_error_with_advice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    for owner, name in ((os, "open"), (Path, "mkdir")):
+        monkeypatch.setattr(owner, name, refuse)  # root writes where it likes
+        with pytest.raises(StorageError, match=r"a\.ditic: Read-only file system; .*run"):
+            create_archive(tmp_path / "a.ditic", manifest())
+
+
 @pytest.mark.parametrize(
     "name",
     ["big-download.partial", "records/my-thesis.partial", "records/data.csv", "mask.partial/notes.txt",
