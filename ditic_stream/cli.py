@@ -45,10 +45,15 @@ OnError = Annotated[
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point of the command; leaves with the exit code."""
+    """The command from within Python; leaves with the exit code."""
+    raise SystemExit(console.guarded(lambda: run(arguments)))
+
+
+def run(arguments: list[str] | None = None) -> None:
+    """The command without the guard that turns errors into exit codes."""
     # typer brings pydantic, which looks through every installed package for plugins: a tenth of the start of `info`.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
-    raise SystemExit(console.guarded(lambda: app(arguments)))
+    app(arguments)
 
 
 def _version(wanted: bool) -> None:

@@ -215,6 +215,27 @@ def test_complete_archive_and_existing_output_are_not_overwritten_without_being_
     assert np.load(tmp_path / "a.npy").shape == (8, 8, 3)
 
 
+START = """
+import os, signal, sys
+class Stop:
+    def find_spec(self, name, path=None, target=None):
+        if name == {name!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Stop())
+sys.argv = ["ditic-stream", "compress", "a.tif"]
+from ditic_stream.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize("name", ["ditic_stream.console", "typer", "ditic_stream.cli", "ditic_stream.compression"])
+def test_interrupted_while_it_starts_it_leaves_with_130_and_says_at_most_one_line(name):
+    code = START.format(name=name)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    told = "" if name == "ditic_stream.console" else "ditic-stream: interrupted: run the same command again\n"
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", told)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
