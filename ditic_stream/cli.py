@@ -136,7 +136,9 @@ def compress(
             f"{result.quality}, {result.tiles} tiles, "
             f"and {console.size(result.fixed_bytes)} of container and preview, {console.duration(result.seconds)}"
         ]
-        if result.resumed:
+        if result.resumed == result.shards:
+            lines.append(f"nothing was left to code: all {result.shards} shards were there already")
+        elif result.resumed:
             lines.append(f"resumed: {result.resumed} of {result.shards} shards were there already")
     console.emit(facts, as_json=as_json, lines=lines, quiet=quiet)
 

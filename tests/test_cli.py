@@ -201,7 +201,11 @@ def test_compare_leaves_with_1_when_a_bound_is_violated(sample, ditic):
 
 def test_complete_archive_and_existing_output_are_not_overwritten_without_being_asked(sample, ditic, tmp_path):
     before = sorted((file, file.stat().st_mtime_ns) for file in sample.archive.rglob("*"))
-    done = ditic("compress", sample.scene, "--model", "tiny", "--tile", "256", "--overlap", "32", "--workers", "1")
+    same = ("compress", sample.scene, "--model", "tiny", "--tile", "256", "--overlap", "32", "--workers", "1")
+    done = ditic(*same)
+    assert done.code == 0, done.err
+    assert "nothing was left to code" in done.out
+    done = ditic(*same, "--quality", "60")
     assert done.code == 1
     assert done.err.startswith("ditic-stream: config: ")
     assert "overwrite" in done.err
