@@ -1,6 +1,6 @@
-"""The advisory lock of an archive being written: one run at a time, and none kept out by a run that died.
+"""The advisory lock of what is being written: one run at a time, and none kept out by a run that died.
 
-In: the path of a lock file.  Out: an open handle that holds it.  Knows flock; knows nothing of archives.
+In: the path of a lock file.  Out: an open handle that holds it.  Knows flock; knows nothing of archives or outputs.
 """
 
 from __future__ import annotations
@@ -11,15 +11,20 @@ from pathlib import Path
 from ditic_stream.errors import LockedError, StorageError
 
 
-def hold(path: Path) -> int:
-    """Hold the advisory lock on `path`; the kernel drops it when this process ends, however it ends."""
+def hold(path: Path, what: Path) -> int:
+    """Hold the advisory lock on `path`; the kernel drops it when this process ends, however it ends.
+
+    what: the archive or output it stands for.  LockedError while another run has it, StorageError when there is none.
+    """
     import fcntl
 
     while True:
         try:
             handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
-            raise StorageError(f"cannot lock {path.parent}: {error.strerror}") from error
+            raise StorageError(
+                f"cannot lock {what}: {error.strerror}; fix the permissions or make room, then run again"
+            ) from error
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # The holder before unlinks the file: a lock on a file that has no name any more is worth nothing.
@@ -30,7 +35,7 @@ def hold(path: Path) -> int:
         except BlockingIOError:
             holder = os.pread(handle, 32, 0).decode("ascii", "replace").strip() or "unknown"
             os.close(handle)
-            raise LockedError(f"another run (process {holder}) writes {path.parent}; wait for it, or stop it") from None
+            raise LockedError(f"another run (process {holder}) writes {what}; wait for it, or stop it") from None
         except BaseException:
             os.close(handle)
             raise

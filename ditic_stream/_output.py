@@ -6,19 +6,17 @@ becomes the final one when the last row has come.  Knows no format.
 
 from __future__ import annotations
 
-import errno
-import os
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from ditic_stream.errors import ConfigError, DiticError, FormatError, StorageError, WindowError
+from ditic_stream._claim import Claim, storing
+from ditic_stream.errors import ConfigError, FormatError, WindowError
 from ditic_stream.geometry import Window
 
 Array = npt.NDArray[Any]
@@ -29,23 +27,24 @@ MAX_BLOCK_BYTES = 2**28
 class Output:
     """A scene that is being written; a context manager.  Leaving it in order publishes it, an error removes it."""
 
+    holds: ClassVar[tuple[str, ...]] = ()
+    """What a format that is a folder has in it, the first always; nothing else is overwritten."""
+
     def __init__(
         self, path: Path, *, height: int, width: int, samples: int, dtype: str, mask: bool, overwrite: bool
     ) -> None:
         self.path, self.height, self.width, self.samples = path, height, width, samples
         self.dtype, self.has_mask = np.dtype(dtype), mask
-        if path.exists() and not overwrite:
-            raise ConfigError(f"{path} exists; choose another name, or pass --overwrite")
         row_bytes = width * (samples * self.dtype.itemsize + mask)
         self.block = next((rows for rows in (512, 256, 128, 64, 32) if rows * row_bytes <= MAX_BLOCK_BYTES), 16)
-        self.partial = path.with_name(path.name + ".partial")
         self._rows = 0
         self._held = 0
         self._buffer = np.zeros((samples, min(self.block, height), width), self.dtype)
         self._mask_buffer = np.zeros((self._buffer.shape[1:]) if mask else (0, 0), np.uint8)
+        self._claim = Claim(path, overwrite=overwrite, holds=self.holds)
+        self.partial = self._claim.partial
         self._open = True
         with self._storing():
-            discard(self.partial)
             self._start()
 
     # What a format does, in this order.
@@ -110,11 +109,8 @@ class Output:
             raise ConfigError(f"{self._rows} of {self.height} rows were written; the output was removed")
         with self._storing():
             self._finish()
+            self._claim.publish()
             self._open = False
-            if self.path.is_dir() and not self.path.is_symlink():
-                discard(self.path)
-            os.replace(self.partial, self.path)
-            sync_folder(self.path.parent)
 
     def abandon(self) -> None:
         """Remove what was written; a second call does nothing."""
@@ -123,8 +119,7 @@ class Output:
             try:
                 self._abandon()
             finally:
-                with suppress(OSError):  # the error that led here is the one to tell
-                    discard(self.partial)
+                self._claim.release()
 
     def __enter__(self) -> Output:
         return self
@@ -141,37 +136,11 @@ class Output:
     def _storing(self) -> Iterator[None]:
         """Remove the temporary file on any error, and say in our words what the system says."""
         try:
-            yield
-        except DiticError:
-            self.abandon()
-            raise
-        except OSError as error:
-            self.abandon()
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-            raise StorageError(
-                f"{self.path} cannot be written: {error.strerror or error}; "
-                f"{'make room' if full else 'check the folder and its permissions'} and run the same command again"
-            ) from error
+            with storing(self.path):
+                yield
         except BaseException:
             self.abandon()
             raise
-
-
-def discard(path: Path) -> None:
-    """Remove a file or a folder if it is there."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def checked(metadata: dict[str, Any], key: str, kinds: tuple[type, ...], default: Any) -> Any:

@@ -24,8 +24,11 @@ def _unnamed(folder: Path | None) -> int:
         with tempfile.TemporaryFile(dir=folder) as file:
             return os.dup(file.fileno())
     except OSError as error:
-        place = folder or tempfile.gettempdir()
-        raise StorageError(f"no scratch file can be made in {place}: {_reason(error)}") from error
+        raise StorageError(f"no scratch file can be made in {_place(folder)}: {_reason(error)}") from error
+
+
+def _place(folder: Path | None) -> str:
+    return str(folder or tempfile.gettempdir())
 
 
 def _reason(error: OSError) -> str:
@@ -52,7 +55,7 @@ class Scratch:
             os.posix_fallocate(fd, 0, size)
             self._map = mmap.mmap(fd, size)
         except OSError as error:
-            raise StorageError(f"no room for {size} bytes of scratch: {_reason(error)}") from error
+            raise StorageError(f"no room for {size} bytes of scratch in {_place(folder)}: {_reason(error)}") from error
         finally:
             os.close(fd)
         self.array = np.frombuffer(self._map, kind).reshape(shape)
@@ -72,16 +75,16 @@ class Shared:
 
     def __init__(self, *, folder: Path | None = None) -> None:
         if folder is None and hasattr(os, "memfd_create"):
-            self.fd = os.memfd_create("ditic-stream")
+            self.fd, self._place = os.memfd_create("ditic-stream"), "memory"
         else:
-            self.fd = _unnamed(folder)
+            self.fd, self._place = _unnamed(folder), _place(folder)
         self._map: mmap.mmap | None = None
 
-    def __getstate__(self) -> int:
-        return self.fd
+    def __getstate__(self) -> tuple[int, str]:
+        return self.fd, self._place
 
-    def __setstate__(self, fd: int) -> None:
-        self.fd = fd
+    def __setstate__(self, state: tuple[int, str]) -> None:
+        self.fd, self._place = state
         self._map = None
 
     def resize(self, size: int) -> None:
@@ -89,7 +92,9 @@ class Shared:
         try:
             os.ftruncate(self.fd, size)
         except OSError as error:
-            raise StorageError(f"no room for {size} bytes of scratch ({error.strerror}); use fewer workers") from error
+            raise StorageError(
+                f"no room for {size} bytes of scratch in {self._place} ({error.strerror}); use fewer workers"
+            ) from error
 
     def close(self) -> None:
         os.close(self.fd)
@@ -101,7 +106,7 @@ class Shared:
             try:
                 done = os.pwrite(self.fd, rest, offset)
             except OSError as error:
-                raise StorageError(f"a scratch file cannot be written: {_reason(error)}") from error
+                raise StorageError(f"a scratch file in {self._place} cannot be written: {_reason(error)}") from error
             rest, offset = rest[done:], offset + done
 
     def read_into(self, offset: int, array: NDArray[Any]) -> None:
@@ -110,7 +115,9 @@ class Shared:
         while rest:
             done = os.preadv(self.fd, [rest], offset)
             if not done:
-                raise StorageError(f"a scratch file ends at byte {offset}, {len(rest)} bytes too early")
+                raise StorageError(
+                    f"a scratch file in {self._place} ends at byte {offset}, {len(rest)} bytes too early"
+                )
             rest, offset = rest[done:], offset + done
 
     def floats(self, offset: int, shape: tuple[int, ...]) -> NDArray[np.float32]:

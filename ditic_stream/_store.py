@@ -22,6 +22,13 @@ GROUP = "zarr.json"
 """Name of the metadata of the archive and, in their folders, of its arrays."""
 OBJECT = re.compile(r"((records|mask|preview)/)?zarr\.json|(records|mask|preview)/c/\d{1,8}/\d{1,8}/\d{1,8}")
 """What the name of every object of an archive looks like; other files in the folder are left alone."""
+LEFTOVER = re.compile(rf"({OBJECT.pattern})\.\d+\.partial|(records|mask|preview)\.partial")
+"""What killed runs leave: an object that was being written, by a process; an array that was being replaced."""
+OWN = re.compile(
+    r"\.lock|((records|mask|preview)(\.partial)?/)?zarr\.json(\.\d+\.partial)?"
+    r"|(records|mask|preview)(\.partial)?(/c(/\d{1,8}(/\d{1,8}(/\d{1,8}(\.\d+\.partial)?)?)?)?)?"
+)
+"""Whatever a run may have made in the folder of an archive, folders too; the rest is a user's."""
 
 
 class Store(Protocol):

@@ -23,7 +23,7 @@ import numpy as np
 from ditic_stream import _lock
 from ditic_stream._layout import Layout, read_manifest
 from ditic_stream._shard import ShardReader, Uint8, checked_array, pack_chunks, pack_mask, pack_preview, seal
-from ditic_stream._store import GROUP, LOCK, PARTIAL, FolderStore, write_object
+from ditic_stream._store import GROUP, LEFTOVER, LOCK, OWN, PARTIAL, FolderStore, write_object
 from ditic_stream.bitstream import unpack_record
 from ditic_stream.errors import ConfigError, FormatError, MissingTileError, StorageError
 from ditic_stream.geometry import TileKey
@@ -126,11 +126,7 @@ class ArchiveWriter(ShardWriter):
         if self.manifest.complete:
             raise ConfigError("a new archive is not complete; give a manifest with complete=False")
         _check_place(path)
-        try:
-            path.mkdir(exist_ok=True)
-        except OSError as error:
-            raise StorageError(f"cannot make the folder {path}: {error.strerror}") from error
-        self._lock: int | None = _lock.hold(path / LOCK)
+        self._lock: int | None = _make_and_hold(path)
         try:
             self._begin(overwrite)
         except BaseException:
@@ -201,6 +197,23 @@ class ArchiveWriter(ShardWriter):
         _sweep(self.path)
 
 
+def _make_and_hold(path: Path) -> int:
+    """Make the folder of an archive and hold its lock."""
+    while True:
+        try:
+            path.mkdir(exist_ok=True)
+        except OSError as error:
+            raise StorageError(
+                f"cannot make the folder {path}: {error.strerror}; make room or fix the permissions, "
+                "then run the same command again"
+            ) from error
+        try:
+            return _lock.hold(path / LOCK, path)
+        except StorageError:
+            if path.is_dir():
+                raise  # else the run that held it has packed it just now and taken it away
+
+
 def _check_place(path: Path) -> None:
     """Refuse to write where anything lies that no archive has: `overwrite` must not take a user's folder away."""
     if path.exists() and not path.is_dir():
@@ -209,11 +222,17 @@ def _check_place(path: Path) -> None:
         if not path.parent.is_dir():
             raise ConfigError(f"{path.parent} is not a folder; make it first")
         return
-    strangers = [
-        name for name in sorted(os.listdir(path)) if name not in (GROUP, LOCK, *OBJECTS) and not name.endswith(PARTIAL)
-    ]
-    if strangers:
-        raise ConfigError(f"{path} holds {strangers[0]}, which no archive has; choose another name")
+    for folder, folders, files in os.walk(path):
+        inner = Path(folder).relative_to(path)
+        for name in sorted((inner / one).as_posix() for one in [*folders, *files]):
+            if not OWN.fullmatch(name):
+                raise ConfigError(f"{path} holds {name}, which no archive has; choose another name")
+
+
+def remove_archive(path: Path) -> None:
+    """Remove the folder of an archive.  ConfigError when anything lies there that no archive has."""
+    _check_place(path)
+    _remove(path)
 
 
 def _set_aside(path: Path) -> None:
@@ -227,10 +246,10 @@ def _set_aside(path: Path) -> None:
 def _sweep(path: Path) -> None:
     """Remove what killed runs left under temporary names."""
     for folder, folders, files in os.walk(path):
+        inner = Path(folder).relative_to(path)
         for name in [*files, *folders]:
-            if name.endswith(PARTIAL):
+            if LEFTOVER.fullmatch((inner / name).as_posix()):
                 _remove(Path(folder, name))
-        folders[:] = [name for name in folders if not name.endswith(PARTIAL)]
 
 
 def _remove(path: Path) -> None:
@@ -240,4 +259,6 @@ def _remove(path: Path) -> None:
         else:
             path.unlink(missing_ok=True)
     except OSError as error:
-        raise StorageError(f"cannot remove {path}: {error.strerror}") from error
+        raise StorageError(
+            f"cannot remove {path}: {error.strerror}; fix the permissions, then run the same command again"
+        ) from error

@@ -23,6 +23,8 @@ NODATA_FIELD = 42113
 class ZarrOutput(Output):
     """A Zarr group.  `lossy`: the mark that says by what the pixels were coded, among the attributes."""
 
+    holds = ("zarr.json", "image", "mask")
+
     def __init__(
         self,
         path: Path,

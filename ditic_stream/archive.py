@@ -23,7 +23,7 @@ import numpy as np
 from ditic_stream._layout import PREVIEW_SCALE, Layout, read_manifest
 from ditic_stream._shard import ShardReader, Uint8, pack_mask
 from ditic_stream._store import FolderStore, Store
-from ditic_stream._writer import ArchiveWriter, ShardBytes, ShardWriter
+from ditic_stream._writer import ArchiveWriter, ShardBytes, ShardWriter, remove_archive
 from ditic_stream._zip import ZipStore, write_zip
 from ditic_stream.bitstream import Record
 from ditic_stream.errors import ConfigError, FormatError, SourceError
@@ -42,6 +42,7 @@ __all__ = [
     "pack_mask",
     "pack_zip",
     "peek_manifest",
+    "remove_archive",
 ]
 
 MAX_PREVIEW = 2**30

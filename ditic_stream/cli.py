@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from ditic_stream import console
+from ditic_stream.errors import ConfigError
 from ditic_stream.geometry import Window
 
 app = typer.Typer(
@@ -44,10 +45,15 @@ OnError = Annotated[
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point of the command; leaves with the exit code."""
+    """The command from within Python; leaves with the exit code."""
+    raise SystemExit(console.guarded(lambda: run(arguments)))
+
+
+def run(arguments: list[str] | None = None) -> None:
+    """The command without the guard that turns errors into exit codes."""
     # typer brings pydantic, which looks through every installed package for plugins: a tenth of the start of `info`.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
-    raise SystemExit(console.guarded(lambda: app(arguments)))
+    app(arguments)
 
 
 def _version(wanted: bool) -> None:
@@ -101,7 +107,7 @@ def compress(
     from ditic_stream.compression import Estimate
     from ditic_stream.compression import compress as run
 
-    target = archive or scene.with_suffix(".ditic")
+    target = archive or _beside(scene, f"{scene.stem}.ditic")
     with (
         console.interruptible(f"finished shards are kept; run the same command again to go on with {target}"),
         console.Progress("compress", quiet=quiet or dry_run) as progress,
@@ -130,7 +136,9 @@ def compress(
             f"{result.quality}, {result.tiles} tiles, "
             f"and {console.size(result.fixed_bytes)} of container and preview, {console.duration(result.seconds)}"
         ]
-        if result.resumed:
+        if result.resumed == result.shards:
+            lines.append(f"nothing was left to code: all {result.shards} shards were there already")
+        elif result.resumed:
             lines.append(f"resumed: {result.resumed} of {result.shards} shards were there already")
     console.emit(facts, as_json=as_json, lines=lines, quiet=quiet)
 
@@ -139,7 +147,7 @@ def compress(
 def decompress(
     archive: Archive,
     out: Annotated[
-        Path | None, typer.Argument(help="NAME.tif, NAME.zarr or NAME.png (default: NAME.decoded.tif).")
+        Path | None, typer.Argument(help="NAME.tif, NAME.zarr, NAME.png or NAME.npy (default: NAME.decoded.tif).")
     ] = None,
     workers: Workers = None,
     device: Device = "cpu",
@@ -155,7 +163,7 @@ def decompress(
     """
     from ditic_stream.regions import decompress as run
 
-    target = out or archive.with_name(f"{_stem(archive)}.decoded.tif")
+    target = out or _beside(archive, f"{_stem(archive)}.decoded.tif")
     with (
         console.interruptible(f"nothing was written to {target}; run the same command again"),
         console.Progress("decompress", quiet=quiet) as progress,
@@ -173,7 +181,7 @@ def decompress(
 @app.command(short_help="Decode one window into a file.")
 def region(
     archive: Archive,
-    out: Annotated[Path, typer.Argument(help="NAME.tif, NAME.png or NAME.npy (rows, columns, bands).")],
+    out: Annotated[Path, typer.Argument(help="NAME.tif, NAME.zarr, NAME.png or NAME.npy (rows, columns, bands).")],
     window: Annotated[
         str | None, typer.Option(metavar="COL,ROW,WIDTH,HEIGHT", help="Pixels, counted from the upper left.")
     ] = None,
@@ -183,7 +191,9 @@ def region(
     bbox_crs: Annotated[
         str | None, typer.Option(help="CRS of --bbox, e.g. EPSG:4326 (default: the scene's). Needs the extra `geo`.")
     ] = None,
-    workers: Workers = 1,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Processes; more than one pay for large windows. The bytes do not depend on it.")
+    ] = 1,
     device: Device = "cpu",
     on_error: OnError = "stop",
     overwrite: Overwrite = False,
@@ -205,7 +215,7 @@ def region(
 
     with console.interruptible(f"nothing was written to {out}; run the same command again"):
         result = run(
-            archive, out, window=pixels, bbox=bounds, bbox_crs=bbox_crs, device=device, workers=workers or 1,
+            archive, out, window=pixels, bbox=bounds, bbox_crs=bbox_crs, device=device, workers=workers,
             on_error=on_error, overwrite=overwrite,
         )  # fmt: skip
     _report_damage(result, quiet)
@@ -442,7 +452,6 @@ def export_model(
     \b
     Example:  ditic-stream models export ditic-0.6b:q3 q3.zip
     """
-    from ditic_stream.errors import ConfigError
     from ditic_stream.models import folder
 
     found = folder.find(name)
@@ -456,6 +465,13 @@ def export_model(
     console.note(f"licence: {record.licence}. {record.licence_note}", quiet=quiet)
     facts = {"bundle": str(target), "bytes": size, "name": record.name, "sha256": record.sha256}
     console.emit(facts, as_json=as_json, lines=[f"{target}: {record.name}, {console.size(size)}"], quiet=quiet)
+
+
+def _beside(place: Path, name: str) -> Path:
+    """Where a result goes unless it is told."""
+    if place.name in ("", ".."):
+        raise ConfigError(f"{place} is a folder without a name to make another of; name the output too")
+    return place.with_name(name)
 
 
 def _stem(archive: Path) -> str:

@@ -10,7 +10,6 @@ shard and give back a Receipt.
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -20,12 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from ditic_stream import __version__
+from ditic_stream._claim import keep_apart
 from ditic_stream._encoding import Describe, EncodeShard, Receipt, area, peak_memory
 from ditic_stream._forecast import CodeWindows, Forecast, Forecaster, at, spread
 from ditic_stream._layout import Layout
 from ditic_stream._lock import hold, release
 from ditic_stream._store import LOCK, PARTIAL
-from ditic_stream.archive import create_archive, open_archive, pack_zip
+from ditic_stream.archive import ArchiveWriter, create_archive, open_archive, pack_zip, remove_archive
 from ditic_stream.bitstream import EMPTY
 from ditic_stream.config import GridConfig, q_of_quality
 from ditic_stream.errors import ConfigError, DiticError
@@ -33,7 +33,7 @@ from ditic_stream.executors import Executor, executor_for
 from ditic_stream.geometry import TileKey
 from ditic_stream.manifest import Image, Manifest, ModelRef, SourceRef
 from ditic_stream.radiometry import survey
-from ditic_stream.reader import Source, open_source
+from ditic_stream.reader import Source, local_path, open_source
 from ditic_stream.summary import bits_per_pixel, rate
 from ditic_stream.tiling import Grid
 
@@ -128,21 +128,31 @@ def compress(
     other settings.  dry_run: write nothing and give an Estimate.  expand_palette: code the colours of a palette
     picture.  progress: called with (pixels done, pixels in all).  executor: one to use instead of `workers`.
     A run that was stopped is taken up by the same call: finished shards are kept, and the bytes are those of a run
-    that was not stopped.
-    Raises ConfigError for settings, SourceError for the input, StorageError when the archive cannot be written,
-    LockedError while another run writes it.
+    that was not stopped.  A complete archive of the same scene and settings is left as it is: all of it was resumed.
+    Raises ConfigError for settings and for another complete archive, before the scene is read where size, name and
+    settings tell; SourceError for the input, StorageError when the archive cannot be written, LockedError while another
+    run writes it.
     """
     began = time.monotonic()
     config, target = GridConfig(tile=tile, overlap=overlap), Path(archive)
     _check_rate(quality, bpp, size)
-    folder = target if dry_run else _folder(target, overwrite)
+    if local_path(source).is_file():
+        keep_apart(target, local_path(source))
+    folder = target if dry_run else _folder(target)
+    there = None if dry_run or overwrite else _complete(target)
+    if there is not None:
+        _clear(folder, there)
+        settled = None if bpp or size else quality or QUALITY
+        _require_same(target, there, _expected(there, local_path(source), config, settled))
     with open_source(source, expand_palette=expand_palette) as scene:
         grid = Grid(height=scene.height, width=scene.width, config=config)
         jobs = grid.shard_rows * grid.shard_cols
         pixels = grid.height * grid.width
         with nullcontext(executor) if executor else executor_for(workers, device, jobs, pixels) as running:
             ((_, described),) = running.run_unordered(Describe(model, device), [None])
-            manifest = _manifest(scene, grid, described, quality or QUALITY, device, folder)
+            manifest = _manifest(scene, grid, described, quality or QUALITY, device, there or _earlier(folder))
+            if there is not None:
+                _require_same(target, there, replace(manifest, quality=there.quality, q=there.q))
             windows = CodeWindows(
                 source=str(source), expand_palette=expand_palette, manifest=manifest, model=model, device=device
             )
@@ -161,9 +171,7 @@ def compress(
             )
             if dry_run:
                 return _estimate(running, task, forecaster.expect(manifest.q), grid, target)
-            receipts, resumed = _encode(running, task, overwrite, progress)
-        if folder != target:
-            _pack(folder, target, overwrite)
+            receipts, resumed = _make(running, task, target, overwrite, progress)
     return _result(target, receipts, resumed, time.monotonic() - began)
 
 
@@ -177,42 +185,73 @@ def _check_rate(quality: int | None, bpp: float | None, size: int | None) -> Non
         raise ConfigError(f"an archive of {size} bytes holds nothing; give the bytes it may have")
 
 
-def _folder(target: Path, overwrite: bool) -> Path:
-    """Where the archive is built: the target itself, or a folder beside a zip, which is packed at the end.
-
-    Refuses a complete archive at once, before the source is read.
-    """
-    zipped = target.suffix == ".zip"
-    folder = target.with_name(f"{target.name}{PARTIAL}") if zipped else target
+def _folder(target: Path) -> Path:
+    """Where the archive is built: the target itself, or a folder beside a zip, which is packed at the end."""
+    folder = target.with_name(f"{target.name}{PARTIAL}") if target.suffix == ".zip" else target
     if not folder.absolute().parent.is_dir():
         raise ConfigError(f"{folder.absolute().parent} is not a folder; make it first")
-    if not overwrite and (target.exists() if zipped else _is_complete(folder)):
-        if zipped and _is_complete(folder):  # a run was killed after packing, before it cleared up
-            with _locked(folder):
-                shutil.rmtree(folder)
-        raise ConfigError(f"{target} is a complete archive; choose another name or overwrite it")
     return folder
 
 
-def _is_complete(folder: Path) -> bool:
-    earlier = _earlier(folder)
-    return earlier is not None and earlier.complete
+def _complete(target: Path) -> Manifest | None:
+    """The manifest of the complete archive at `target`; ConfigError for a zip file that is something else."""
+    found = _earlier(target)
+    if found is not None and found.complete:
+        return found
+    if target.suffix == ".zip" and target.exists():
+        raise ConfigError(f"{target} exists and is not a complete archive; choose another name or overwrite it")
+    return None
+
+
+def _expected(there: Manifest, source: Path, config: GridConfig, quality: int | None) -> Manifest:
+    """What the archive that is there would say if this call had made it, as far as is known without reading."""
+    wanted = replace(there, grid=config)
+    if quality is not None:
+        wanted = replace(wanted, quality=quality, q=q_of_quality(quality))
+    if source.is_file():
+        wanted = replace(wanted, source=replace(there.source, name=source.name, size=source.stat().st_size))
+    return wanted
+
+
+def _require_same(target: Path, there: Manifest, wanted: Manifest) -> None:
+    differences = there.differences(wanted)
+    if differences:
+        raise ConfigError(
+            f"{target} is a complete archive of other settings: {', '.join(differences)}; "
+            "choose another name or overwrite it"
+        )
+
+
+def _is_made(target: Path, wanted: Manifest) -> bool:
+    """True when the archive is complete already; ConfigError when one of other settings is."""
+    there = _complete(target)
+    if there is not None:
+        _require_same(target, there, wanted)
+    return there is not None
+
+
+def _clear(folder: Path, packed: Manifest) -> None:
+    """Take the folder of a zip away that a run left which was killed after packing, before it cleared up."""
+    if folder.suffix == PARTIAL and _earlier(folder) == packed:
+        with _locked(folder):
+            remove_archive(folder)
 
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Hold the lock of an archive; LockedError while another run has it."""
-    handle = hold(folder / LOCK)
+    handle = hold(folder / LOCK, folder)
     try:
         yield
     finally:
         release(folder / LOCK, handle)
 
 
-def _manifest(scene: Source, grid: Grid, model: ModelRef, quality: int, device: str, folder: Path) -> Manifest:
+def _manifest(
+    scene: Source, grid: Grid, model: ModelRef, quality: int, device: str, earlier: Manifest | None
+) -> Manifest:
     """All settings of the archive.  A survey made for an archive begun earlier on the same file is used again."""
     digest = scene.digest()
-    earlier = _earlier(folder)
     if earlier is not None and earlier.source.sha256 == digest and earlier.source.metadata == scene.metadata:
         surveyed = earlier.radiometry
     else:
@@ -263,34 +302,51 @@ def _pack(folder: Path, target: Path, overwrite: bool) -> None:
     """Pack the finished folder into the zip, under its lock, and take it away."""
     with _locked(folder):
         pack_zip(folder, target, overwrite=overwrite)
-        shutil.rmtree(folder)
+        remove_archive(folder)
+
+
+def _make(
+    executor: Executor, task: EncodeShard, target: Path, overwrite: bool, progress: Progress | None
+) -> tuple[list[Receipt], list[TileKey]]:
+    """Code the shards that are not done and pack a zip; receipts of these, and the names of the others."""
+    assert task.archive is not None
+    folder, manifest = Path(task.archive), task.manifest
+    receipts, resumed = list[Receipt](), list(Layout(manifest).grid.shards())
+    if not overwrite and _is_made(target, manifest):
+        return receipts, resumed
+    zipped = folder != target
+    if not zipped or _earlier(folder) != manifest.finished():  # else a run was killed before it had packed the folder
+        with create_archive(folder, manifest, overwrite=overwrite) as writer:
+            if zipped and not overwrite and target.exists():  # packed by another run, since this one began
+                if not list(folder.glob("records/c/*/*/0")):
+                    remove_archive(folder)
+                if _is_made(target, manifest):
+                    return receipts, resumed
+            receipts, resumed = _encode(executor, task, writer, progress)
+    if zipped:
+        _pack(folder, target, overwrite)
+    return receipts, resumed
 
 
 def _encode(
-    executor: Executor, task: EncodeShard, overwrite: bool, progress: Progress | None
+    executor: Executor, task: EncodeShard, writer: ArchiveWriter, progress: Progress | None
 ) -> tuple[list[Receipt], list[TileKey]]:
-    """Code the shards that are not done; receipts of these, and the names of the others."""
     receipts: list[Receipt] = []
-    assert task.archive is not None
-    earlier = _earlier(Path(task.archive))
-    if task.archive.endswith(PARTIAL) and earlier == task.manifest.finished():
-        return [], list(Layout(task.manifest).grid.shards())  # a run was killed before it had packed the folder
-    with create_archive(task.archive, task.manifest, overwrite=overwrite) as writer:
-        grid = writer.grid
-        todo = list(writer.todo())
-        resumed = sorted(set(grid.shards()) - set(todo))
-        total, done = grid.height * grid.width, sum(area(grid.shard_window(shard)) for shard in resumed)
+    grid = writer.grid
+    todo = list(writer.todo())
+    resumed = sorted(set(grid.shards()) - set(todo))
+    total, done = grid.height * grid.width, sum(area(grid.shard_window(shard)) for shard in resumed)
 
-        def tell(_: object, pixels: int) -> None:
-            nonlocal done
-            done += pixels
-            if progress is not None:
-                progress(min(done, total), total)  # a shard coded twice, after its worker died, counts twice
+    def tell(_: object, pixels: int) -> None:
+        nonlocal done
+        done += pixels
+        if progress is not None:
+            progress(min(done, total), total)  # a shard coded twice, after its worker died, counts twice
 
-        tell(None, 0)
-        for _, receipt in executor.run_unordered(task, todo, on_note=tell):
-            receipts.append(receipt)
-        writer.finish()
+    tell(None, 0)
+    for _, receipt in executor.run_unordered(task, todo, on_note=tell):
+        receipts.append(receipt)
+    writer.finish()
     return receipts, resumed
 
 

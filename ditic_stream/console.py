@@ -130,7 +130,11 @@ def interruptible(advice: str) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         _complain(f"ditic-stream: interrupted: {advice}")
-        raise SystemExit(INTERRUPTED) from None
+        raise Interrupted(INTERRUPTED) from None
+
+
+class Interrupted(SystemExit):
+    """Leaves after an interruption of which the user has been told."""
 
 
 def guarded(action: Callable[[], object]) -> int:
@@ -139,6 +143,8 @@ def guarded(action: Callable[[], object]) -> int:
         try:
             action()
         except SystemExit as leaving:
+            if leaving.code == INTERRUPTED and not isinstance(leaving, Interrupted):  # typer's, before a verb began
+                raise KeyboardInterrupt from None
             sys.stdout.flush()
             return leaving.code if isinstance(leaving.code, int) else 1 if leaving.code else 0
         sys.stdout.flush()

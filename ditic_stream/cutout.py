@@ -7,17 +7,14 @@ Knows where a box lies among the pixels; the decoding and the formats are those 
 from __future__ import annotations
 
 import math
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from ditic_stream.archive import Archive, open_archive
-from ditic_stream.errors import ConfigError, StorageError, WindowError
+from ditic_stream.errors import ConfigError, WindowError
 from ditic_stream.geometry import Window
-from ditic_stream.regions import OnError, decompress, open_scene
+from ditic_stream.regions import OnError, decompress
 
 Box = tuple[float, float, float, float]
 SLACK = 1e-6
@@ -68,16 +65,12 @@ def region(
         assert window is not None
         image = opened.manifest.image
         window.within(image.height, image.width)
-    if target.suffix.lower() == ".npy":
-        damaged, degraded = _write_array(archive, target, window, device, on_error, overwrite)
-    else:
-        result = decompress(
-            archive, target, window=window, workers=workers, device=device, on_error=on_error, overwrite=overwrite
-        )
-        damaged, degraded = result.damaged, result.degraded
+    result = decompress(
+        archive, target, window=window, workers=workers, device=device, on_error=on_error, overwrite=overwrite
+    )
     return Cutout(
         out=str(target), row=window.row, col=window.col, height=window.height, width=window.width, bands=image.bands,
-        dtype=image.dtype, damaged=damaged, degraded=degraded, seconds=round(time.monotonic() - began, 3),
+        dtype=image.dtype, damaged=result.damaged, degraded=result.degraded, seconds=round(time.monotonic() - began, 3),
     )  # fmt: skip
 
 
@@ -130,25 +123,3 @@ def _reproject(bbox: Box, crs: str, epsg: int | None) -> Box:
     except (RasterioError, ValueError) as error:
         raise ConfigError(f"--bbox-crs {crs}: {error}; name it like EPSG:4326") from error
     return float(left), float(bottom), float(right), float(top)
-
-
-def _write_array(
-    archive: str | Path, target: Path, window: Window, device: str, on_error: OnError, overwrite: bool
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    if target.exists() and not overwrite:
-        raise ConfigError(f"{target} exists; choose another name or overwrite it")
-    with open_scene(archive, device=device, on_error=on_error) as scene:
-        pixels = scene.read(window).transpose(1, 2, 0)
-        damage = scene.damage
-        damaged = tuple(str(key) for key in sorted(damage.tiles))
-        degraded = tuple(str(key) for key in damage.degraded(scene.archive))
-    temporary = target.with_name(f"{target.name}.{os.getpid()}.partial")
-    try:
-        with open(temporary, "wb") as file:
-            np.save(file, np.ascontiguousarray(pixels), allow_pickle=False)
-        os.replace(temporary, target)
-    except OSError as error:
-        raise StorageError(f"cannot write {target} ({error.strerror}); make room or fix the permissions") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    return damaged, degraded

@@ -151,7 +151,7 @@ def open_source(uri: str | Path, *, expand_palette: bool = False) -> Source:
     expand_palette: turn the indexes of a palette picture into RGB, which is what comes back then.
     Raises SourceError, one sentence with advice, when the file cannot be read, or could not be given back as it was.
     """
-    path = _local(uri)
+    path = local_path(uri)
     file = LocalFile(path)
     try:
         head = file.read_at(0, 16)
@@ -179,7 +179,8 @@ def open_source(uri: str | Path, *, expand_palette: bool = False) -> Source:
         raise
 
 
-def _local(uri: str | Path) -> Path:
+def local_path(uri: str | Path) -> Path:
+    """Where a scene lies; SourceError for what is not a local file."""
     text = str(uri)
     if text.startswith("file://"):
         from urllib.parse import unquote, urlparse

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ditic_stream._claim import keep_apart
 from ditic_stream._decoding import Damage, OnError, Pixels, Progress, Strip, check_whole, decode, finish
 from ditic_stream._rendering import codec_of, decode_tile, render_window
 from ditic_stream.archive import Archive, open_archive
@@ -217,15 +218,17 @@ def decompress(
     progress: Progress | None = None,
     executor: Executor | None = None,
 ) -> Result:
-    """Decode `archive`, or one window of it, into the file `out`: .tif, .png or .zarr, with the source's metadata.
+    """Decode `archive`, or one window of it, into the file `out`: .tif, .png or .zarr, with the source's metadata,
+    or .npy, (rows, columns, samples), without.
 
     workers: processes, the cores by default.  on_error: "fill" goes on after lost or damaged tiles and names them in
     the Result.  progress: called with (pixels done, pixels in all).
-    Raises MissingTileError, ChecksumError or DesyncError, with the tile's name; ConfigError when `out` exists;
-    StorageError when it cannot be written, and then nothing is left under its name.
+    Raises MissingTileError, ChecksumError or DesyncError, with the tile's name; ConfigError when `out` exists or is
+    part of the archive; StorageError when it cannot be written, and then nothing is left under its name.
     """
     began, damage = time.monotonic(), Damage()
     target = Path(out)
+    keep_apart(target, Path(archive))
     with open_archive(archive) as opened:
         manifest, grid = opened.manifest, opened.grid
         window = grid.scene if window is None else window.within(grid.height, grid.width)

@@ -1,7 +1,7 @@
 """Write a scene strip by strip, in bounded memory, so that it comes back as what it was.
 
 In: strips of pixels from top to bottom and the metadata of the source.  Out: a GeoTIFF (BigTIFF where it has to be), a
-PNG or a Zarr group, published whole or not at all.  Knows formats; knows nothing of networks or archives.
+PNG, a Zarr group or a .npy, published whole or not at all.  Knows formats; knows nothing of networks or archives.
 
     with open_output(path, height=..., width=..., bands=..., dtype=..., metadata=source.metadata) as output:
         for window, pixels, planes in strips:
@@ -13,6 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ditic_stream._npy_output import NpyOutput
 from ditic_stream._output import Output, checked
 from ditic_stream._png_output import PngOutput
 from ditic_stream._tiff_geo import crop_fields, geo_of
@@ -24,7 +25,7 @@ from ditic_stream.geometry import Window
 
 FORMATS = {
     ".tif": TiffOutput, ".tiff": TiffOutput, ".btf": TiffOutput, ".tf8": TiffOutput,
-    ".png": PngOutput, ".zarr": ZarrOutput,
+    ".png": PngOutput, ".zarr": ZarrOutput, ".npy": NpyOutput,
 }  # fmt: skip
 """What is written, by the end of the name."""
 
@@ -50,7 +51,7 @@ def open_output(
     path = Path(path)
     kind = FORMATS.get(path.suffix.lower())
     if kind is None:
-        raise ConfigError(f"{path.name}: no format is known by that ending; use {', '.join(FORMATS)}")
+        raise ConfigError(f"{path}: no format is known by that ending; use {', '.join(FORMATS)}")
     if dtype not in DTYPES or min(height, width, bands) < 1:
         raise ConfigError(
             f"{bands} bands of {height} x {width} {dtype} cannot be written; types are {', '.join(DTYPES)}"

@@ -405,11 +405,41 @@ def test_a_folder_that_is_no_archive_is_left_alone(tmp_path: Path) -> None:
         create_archive(tmp_path / "no" / "where", manifest())
 
 
+def test_a_folder_that_cannot_be_made_or_locked_is_a_storage_error_with_advice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    for owner, name in ((os, "open"), (Path, "mkdir")):
+        monkeypatch.setattr(owner, name, refuse)  # root writes where it likes
+        with pytest.raises(StorageError, match=r"a\.ditic: Read-only file system; .*run"):
+            create_archive(tmp_path / "a.ditic", manifest())
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["big-download.partial", "records/my-thesis.partial", "records/data.csv", "mask.partial/notes.txt",
+     "preview/c/0/0/photo.partial", "records/c/0/0/0.partial", "zarr.json.partial", "records/thesis/c"],
+)  # fmt: skip
+def test_files_that_are_not_of_an_archive_are_neither_swept_nor_replaced(tmp_path: Path, name: str) -> None:
+    fresh, begun = tmp_path / "fresh", tmp_path / "begun"
+    create_archive(begun, manifest()).close()
+    for place in (fresh, begun):
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_text("mine")
+        before = tree(place)
+        for overwrite in (False, True):
+            with pytest.raises(ConfigError, match=r"which no archive has; choose another name"):
+                create_archive(place, manifest(), overwrite=overwrite)
+        assert tree(place) == before
+
+
 def test_leftovers_are_swept_and_read_by_nobody(tmp_path: Path, built: Path) -> None:
     path = tmp_path / "a.ditic"
     with create_archive(path, manifest()) as writer:
         writer.put_shard(TileKey(0, 0), *content(writer, TileKey(0, 0)))
-    for name in ("zarr.json.77.partial", "records/c/0/0/0.77.partial", "mask.partial/c/0"):
+    for name in ("zarr.json.77.partial", "records/c/0/0/0.77.partial", "mask.partial/c/0/0/0"):
         (path / name).parent.mkdir(parents=True, exist_ok=True)
         (path / name).write_bytes(b"half")
     with open_archive(path) as archive:

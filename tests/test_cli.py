@@ -78,6 +78,14 @@ def test_bbox_in_degrees_lands_where_rasterio_says(sample, ditic, tmp_path):
     assert 100 <= facts["width"] <= 110
 
 
+def test_region_to_npy_takes_workers_and_gives_the_crop(sample, ditic, tmp_path):
+    for workers in ("1", "2"):
+        out = tmp_path / f"{workers}.npy"
+        done = ditic("region", sample.archive, out, "--window", "100,20,400,500", "--workers", workers, "-q")
+        assert (done.code, done.out, done.err) == (0, "", "")
+        np.testing.assert_array_equal(np.load(out), tifffile.imread(sample.decoded)[20:520, 100:500])
+
+
 def test_region_to_png_holds_the_same_pixels(sample, ditic, tmp_path):
     imagecodecs = pytest.importorskip("imagecodecs")
     done = ditic("region", sample.archive, tmp_path / "a.png", "--window", "10,20,64,48", "-q")
@@ -193,7 +201,11 @@ def test_compare_leaves_with_1_when_a_bound_is_violated(sample, ditic):
 
 def test_complete_archive_and_existing_output_are_not_overwritten_without_being_asked(sample, ditic, tmp_path):
     before = sorted((file, file.stat().st_mtime_ns) for file in sample.archive.rglob("*"))
-    done = ditic("compress", sample.scene, "--model", "tiny", "--tile", "256", "--overlap", "32", "--workers", "1")
+    same = ("compress", sample.scene, "--model", "tiny", "--tile", "256", "--overlap", "32", "--workers", "1")
+    done = ditic(*same)
+    assert done.code == 0, done.err
+    assert "nothing was left to code" in done.out
+    done = ditic(*same, "--quality", "60")
     assert done.code == 1
     assert done.err.startswith("ditic-stream: config: ")
     assert "overwrite" in done.err
@@ -205,6 +217,49 @@ def test_complete_archive_and_existing_output_are_not_overwritten_without_being_
     done = ditic("region", sample.archive, tmp_path / "a.npy", "--window", "0,0,8,8", "--overwrite")
     assert done.code == 0, done.err
     assert np.load(tmp_path / "a.npy").shape == (8, 8, 3)
+
+
+START = """
+import os, signal, sys
+class Stop:
+    def find_spec(self, name, path=None, target=None):
+        if name == {name!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Stop())
+sys.argv = ["ditic-stream", "compress", "a.tif"]
+from ditic_stream.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize("name", ["ditic_stream.console", "typer", "ditic_stream.cli", "ditic_stream.compression"])
+def test_interrupted_while_it_starts_it_leaves_with_130_and_says_at_most_one_line(name):
+    code = START.format(name=name)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    told = "" if name == "ditic_stream.console" else "ditic-stream: interrupted: run the same command again\n"
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", told)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["compress", "."], "config: . is a folder without a name"),
+        (["compress", "/"], "config: / is a folder without a name"),
+        (["compress", ".."], "config: .. is a folder without a name"),
+        (["decompress", "."], "config: . is a folder without a name"),
+        (["decompress", "/"], "config: / is a folder without a name"),
+        (["compress", ".", "x.ditic"], "source: "),
+        (["compress", "SCENE", "/"], "config: / holds "),
+        (["decompress", "ARCHIVE", "."], "config: .: no format"),
+        (["region", "ARCHIVE", ".", "--window", "0,0,1,1"], "config: .: no format"),
+    ],
+)
+def test_places_without_a_name_are_one_clear_error(sample, capsys, arguments, said):
+    places = {"SCENE": sample.scene, "ARCHIVE": sample.archive}
+    code, out, err = run(capsys, *(places.get(one, one) for one in arguments), "-q")
+    assert (code, out) == (1, "")
+    assert err.startswith(f"ditic-stream: {said}")
+    assert len(err.splitlines()) == 1
 
 
 def test_dry_run_says_what_to_expect_and_writes_nothing(sample, ditic, tmp_path):

@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -148,11 +149,23 @@ def test_the_survey_of_another_scene_is_not_used(tmp_path: Path) -> None:
 
 def test_a_complete_archive_needs_overwrite_and_is_replaced_with_it(scene: Path, tmp_path: Path) -> None:
     run(scene, tmp_path / "a.ditic")
-    with pytest.raises(ConfigError, match="complete archive; choose another name or overwrite"):
-        run(scene, tmp_path / "a.ditic")
+    with pytest.raises(ConfigError, match=r"complete archive of other settings: .*choose another name or overwrite"):
+        run(scene, tmp_path / "a.ditic", quality=51)
     assert run(scene, tmp_path / "a.ditic", overwrite=True, quality=51).resumed == 0
     with open_archive(tmp_path / "a.ditic") as archive:
         assert archive.manifest.quality == 51
+
+
+def test_a_scene_is_never_replaced_by_its_own_archive(scene: Path, tmp_path: Path) -> None:
+    source, linked = scene.rename(tmp_path / "scene.zip"), tmp_path / "linked.zip"
+    before = source.read_bytes()
+    os.link(source, linked)
+    for target in (source, linked):
+        for named in (source, source.as_uri()):
+            with pytest.raises(ConfigError, match=r"made from; choose another name"):
+                run(named, target, overwrite=True)
+    assert source.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["linked.zip", "scene.zip"]
 
 
 def test_overwriting_that_was_stopped_goes_on_where_it_was(scene: Path, tmp_path: Path) -> None:
@@ -218,8 +231,7 @@ def test_a_zip_is_resumed_and_what_a_kill_after_packing_left_is_cleared(scene: P
         patch.setattr(shutil, "rmtree", lambda path: shutil.copytree(path, kept))
         assert run(scene, target).resumed == 4
     assert target.read_bytes() == (tmp_path / "b.ditic.zip").read_bytes()
-    with pytest.raises(ConfigError, match="complete archive"):
-        run(scene, target)
+    assert run(scene, target).resumed == 12
     assert not list(tmp_path.glob("*.partial"))
 
 
@@ -229,13 +241,30 @@ def test_a_run_that_overwrites_a_zip_is_not_disturbed_by_one_that_may_not(scene:
 
     def second(done: int, total: int) -> None:
         with pytest.raises(ConfigError, match="complete archive"):
-            run(scene, target)
+            run(scene, target, quality=52)
         with pytest.raises(LockedError):
             run(scene, target, quality=51, overwrite=True)
 
     run(scene, target, quality=51, overwrite=True, progress=second)
     with open_archive(target) as archive:
         assert archive.manifest.quality == 51
+
+
+@pytest.mark.parametrize("quality", [50, 51])
+def test_a_zip_that_another_run_packs_while_this_one_starts_is_not_coded_again(
+    scene: Path, tmp_path: Path, quality: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, survey = tmp_path / "a.ditic.zip", compression.survey
+
+    def slow(source: Any) -> Radiometry:
+        monkeypatch.setattr(compression, "survey", survey)
+        run(scene, target, quality=51)
+        return survey(source)
+
+    monkeypatch.setattr(compression, "survey", slow)
+    with nullcontext() if quality == 51 else pytest.raises(ConfigError, match="complete archive"):
+        assert run(scene, target, quality=quality, progress=lambda *_: pytest.fail("coded")).resumed == 12
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.ditic.zip", "scene.tif"]
 
 
 def test_a_complete_archive_is_refused_before_the_scene_is_read(
@@ -245,8 +274,44 @@ def test_a_complete_archive_is_refused_before_the_scene_is_read(
         run(scene, tmp_path / name)
         with monkeypatch.context() as patch:
             patch.setattr(compression, "open_source", lambda *_, **__: pytest.fail("read"))
-            with pytest.raises(ConfigError, match="complete archive; choose another name or overwrite"):
-                run(scene, tmp_path / name)
+            for other in ({"quality": 51}, {"tile": 512}, {"overlap": 32}):
+                with pytest.raises(ConfigError, match=r"complete archive of other .*another name or overwrite"):
+                    run(scene, tmp_path / name, **other)
+            with pytest.raises(ConfigError, match=r"complete archive of other settings: source"):
+                run(shutil.copy(scene, tmp_path / "copy.tif"), tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a.ditic", "a.ditic.zip"])
+@pytest.mark.parametrize("settings", [{}, {"bpp": 0.5}, {"size": 30_000}], ids=["quality", "bpp", "size"])
+def test_the_same_call_on_a_complete_archive_finds_it_done_and_leaves_it_alone(
+    scene: Path, tmp_path: Path, name: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stamps() -> list[tuple[Path, int]]:
+        return [(path, path.stat().st_mtime_ns) for path in sorted(tmp_path.rglob("*"))]
+
+    first = run(scene, tmp_path / name, **settings)
+    before = stamps()
+    monkeypatch.setattr(compression, "survey", lambda _: pytest.fail("surveyed again"))
+    again = run(scene, tmp_path / name, **settings)
+    assert again.resumed == again.shards == 12
+    assert (again.bytes, again.quality, again.empty) == (first.bytes, first.quality, first.empty)
+    assert stamps() == before
+
+
+def test_a_complete_archive_of_a_scene_changed_since_is_refused(scene: Path, tmp_path: Path) -> None:
+    run(scene, tmp_path / "a.ditic")
+    data = bytearray(scene.read_bytes())
+    data[-1] ^= 1
+    scene.write_bytes(data)
+    with pytest.raises(ConfigError, match=r"complete archive of other settings: source"):
+        run(scene, tmp_path / "a.ditic")
+
+
+def test_a_zip_that_is_no_archive_is_refused(scene: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.zip").write_bytes(b"PK mine")
+    with pytest.raises(ConfigError, match="not a complete archive; choose another name or overwrite"):
+        run(scene, tmp_path / "a.zip")
+    assert (tmp_path / "a.zip").read_bytes() == b"PK mine"
 
 
 def test_killed_between_the_last_shard_and_the_zip_a_run_only_packs(

@@ -179,6 +179,7 @@ def test_killed_after_some_shards_it_resumes_and_gives_the_same_bytes(
         command.process.wait()
         assert gone(workers)  # by themselves
     command.kill()
+    assert gone(workers)  # a worker that was writing to the disk dies when that is done
     kept = {name: (target / name).stat().st_mtime_ns for name in content(target) if name.startswith("records/c")}
     assert len(kept) >= shards
     _arrives(compress(scene, target), target, undisturbed)

@@ -17,7 +17,7 @@ from pictures import landscape, write_scene
 
 from ditic_stream import _decoding, compression, regions
 from ditic_stream._rendering import DecodeTile, Pause, schedule, spool_depth
-from ditic_stream.archive import open_archive
+from ditic_stream.archive import open_archive, pack_zip
 from ditic_stream.config import GridConfig
 from ditic_stream.errors import (
     ChecksumError,
@@ -553,3 +553,13 @@ class TestNetworks:
             assert str(first.value) == str(second.value)
         finally:
             torch.set_num_threads(before)
+
+
+def test_an_archive_is_never_replaced_or_added_to_by_what_is_decoded_from_it(tmp_path: Path) -> None:
+    archive = archive_of(tmp_path, picture(40, 40)).rename(tmp_path / "a.zarr")
+    pack_zip(archive, tmp_path / "a.tif")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for place, out in [(archive, archive), (archive, archive / "records" / "b.tif"), (tmp_path / "a.tif",) * 2]:
+        with pytest.raises(ConfigError, match="made from; choose another name"):
+            regions.decompress(place, out, workers=1, overwrite=True)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before

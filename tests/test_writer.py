@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from rasterio.windows import Window as Part
 from rasterio.windows import transform as window_transform
 
 from ditic_stream import _tiff_output
-from ditic_stream.errors import ConfigError, FormatError, StorageError, WindowError
+from ditic_stream.errors import ConfigError, FormatError, LockedError, StorageError, WindowError
 from ditic_stream.geometry import Window
 from ditic_stream.reader import open_source
 from ditic_stream.writer import crop_metadata, open_output
@@ -298,10 +299,45 @@ def test_zarr_holds_pixels_mask_and_coordinates(tmp_path: Path) -> None:
     assert "mask" not in zarr.open_group(str(tmp_path / "a.zarr"), mode="r")
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "float32"])
+def test_npy_holds_the_samples_as_numpy_saves_them(tmp_path: Path, dtype: str) -> None:
+    pixels, mask = noise(4, 700, 600, dtype), np.full((700, 600), 255, np.uint8)
+    write(tmp_path / "a.npy", pixels, metadata(4, extrasamples=[2], alpha=3, mask=True), mask=mask)
+    np.save(tmp_path / "b.npy", np.moveaxis(pixels, 0, -1))
+    np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), np.load(tmp_path / "b.npy"))
+    np.save(tmp_path / "b.npy", np.ascontiguousarray(np.moveaxis(pixels, 0, -1)))
+    assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["thesis.txt", "image/notes.txt", "zarr.json", "link"])
+def test_overwriting_a_zarr_takes_no_folder_away_that_is_not_one(tmp_path: Path, name: str) -> None:
+    place = tmp_path / "a.zarr"
+    if name == "link":
+        (tmp_path / "b").mkdir()
+        place.symlink_to(tmp_path / "b")
+    elif name == "zarr.json":
+        write(place, noise(3, 5, 5), metadata())
+        (place / "thesis.txt").write_text("mine")
+    else:
+        (place / name).parent.mkdir(parents=True)
+        (place / name).write_text("mine")
+    before = stamp(tmp_path)
+    with pytest.raises(ConfigError, match=r"a\.zarr .*; choose another name"):
+        write(place, noise(3, 5, 5), metadata(), overwrite=True)
+    assert stamp(tmp_path) == before
+
+
+def test_overwriting_replaces_a_zarr_or_an_empty_folder(tmp_path: Path) -> None:
+    (tmp_path / "a.zarr").mkdir()
+    for size in (5, 6):
+        write(tmp_path / "a.zarr", noise(3, size, size), metadata(), overwrite=True)
+        assert zarr.open_group(str(tmp_path / "a.zarr"), mode="r")["image"].shape == (3, size, size)
+
+
 # all or nothing
 
 
-@pytest.mark.parametrize("name", ["a.tif", "a.png", "a.zarr"])
+@pytest.mark.parametrize("name", ["a.tif", "a.png", "a.zarr", "a.npy"])
 def test_an_error_leaves_nothing_behind_and_an_old_file_alone(tmp_path: Path, name: str) -> None:
     pixels = noise(3, 100, 50)
     write(tmp_path / name, pixels, metadata())
@@ -322,6 +358,50 @@ def test_an_error_leaves_nothing_behind_and_an_old_file_alone(tmp_path: Path, na
         output.write(Window(row=0, col=0, height=60, width=50), pixels[:, :60])
     assert stamp(tmp_path / name) == before
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.png", "a.zarr", "a.npy"])
+def test_a_second_run_to_the_same_name_is_refused_and_the_first_is_not_disturbed(tmp_path: Path, name: str) -> None:
+    options: dict[str, Any] = {"height": 100, "width": 50, "bands": 3, "dtype": "uint8", "metadata": metadata()}
+    pixels = noise(3, 100, 50)
+    with open_output(tmp_path / name, **options) as output:
+        output.write(Window(row=0, col=0, height=60, width=50), pixels[:, :60])
+        for overwrite in (False, True):
+            with pytest.raises(LockedError, match=rf"process {os.getpid()}\) writes .*{name}"):
+                open_output(tmp_path / name, overwrite=overwrite, **options)
+        output.write(Window(row=60, col=0, height=40, width=50), pixels[:, 60:])
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    write(tmp_path / f"alone-{name}", pixels, metadata())
+    assert content(tmp_path / name) == content(tmp_path / f"alone-{name}")
+
+
+@pytest.mark.parametrize("linking", [True, False], ids=["links", "no links"])
+@pytest.mark.parametrize("name", ["a.tif", "a.png", "a.zarr", "a.npy"])
+def test_a_file_that_appears_meanwhile_is_left_alone(
+    tmp_path: Path, name: str, linking: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, "no links here")
+
+    options: dict[str, Any] = {"height": 100, "width": 50, "bands": 3, "dtype": "uint8", "metadata": metadata()}
+    pixels = noise(3, 100, 50)
+    output = open_output(tmp_path / name, **options)
+    output.write(Window(row=0, col=0, height=100, width=50), pixels)
+    (tmp_path / name).write_text("mine")
+    if not linking:
+        monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(ConfigError, match="appeared"):
+        output.close()
+    monkeypatch.undo()
+    assert (tmp_path / name).read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    (tmp_path / name).unlink()
+    write(tmp_path / name, pixels, metadata())
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def content(path: Path) -> list[bytes]:
+    return [file.read_bytes() for file in ([path] if path.is_file() else sorted(path.rglob("*"))) if file.is_file()]
 
 
 def stamp(path: Path) -> list[tuple[str, int]]:
@@ -348,7 +428,7 @@ except StorageError as error:
 """
 
 
-@pytest.mark.parametrize("name", ["a.tif", "a.png", "a.zarr"])
+@pytest.mark.parametrize("name", ["a.tif", "a.png", "a.zarr", "a.npy"])
 def test_a_full_disk_is_one_storage_error_and_leaves_nothing(tmp_path: Path, name: str) -> None:
     run = subprocess.run(
         [sys.executable, "-c", FULL, str(tmp_path / name)], capture_output=True, text=True, env=os.environ, check=False
@@ -366,6 +446,19 @@ def test_a_folder_that_cannot_be_written_is_a_storage_error(tmp_path: Path) -> N
     assert [path.name for path in tmp_path.iterdir()] == ["a.tif"]
     with pytest.raises(StorageError):
         write(tmp_path / ("n" * 250 + ".tif"), noise(1, 5, 5), metadata(1))
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.png", "a.zarr", "a.npy"])
+def test_a_folder_that_is_read_only_is_a_storage_error_with_advice(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    for owner, verb in ((os, "open"), (os, "unlink"), (os, "rmdir")):  # root writes where it likes
+        monkeypatch.setattr(owner, verb, refuse)
+    with pytest.raises(StorageError, match=r"a\..*: Read-only file system; .*run"):
+        write(tmp_path / name, noise(1, 5, 5), metadata(1))
 
 
 def test_strips_out_of_order_or_of_another_shape_are_refused(tmp_path: Path) -> None:
