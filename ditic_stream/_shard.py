@@ -173,6 +173,7 @@ class ShardReader:
         self.store, self.layout, self.shard = store, layout, shard
         self._records: list[Span | None] | None = None
         self._masks: list[Span | None] | None = None
+        self._foreign: bool | None = None
         self.recovered = False
         """True when the index of the records was damaged and rebuilt from the records themselves."""
 
@@ -203,12 +204,14 @@ class ShardReader:
             return 0
 
     def mask(self, key: TileKey, plane: int) -> Uint8:
-        """One mask plane of a tile's core, uint8 (h, w)."""
+        """One mask plane of a tile's core, uint8 (h, w).  The first of a shard is held against the seal."""
         core, tile = self.layout.grid.core(key), self.layout.manifest.grid.tile
-        span = self._mask_spans()[plane * self.layout.grid.shard**2 + self.layout.slot(key)]
-        if span is None:
-            return np.zeros(core.shape, dtype=np.uint8)
         with naming(key):
+            span = self._mask_spans()[plane * self.layout.grid.shard**2 + self.layout.slot(key)]
+            if self._is_foreign():
+                raise ChecksumError(self._foreign_message())
+            if span is None:
+                return np.zeros(core.shape, dtype=np.uint8)
             return unpack_chunk(self._get(self.layout.mask(self.shard), *span), (tile, tile))[
                 : core.height, : core.width
             ]
@@ -225,7 +228,6 @@ class ShardReader:
         """All that is wrong with the shard; nothing when it is whole.  Reads every byte of it."""
         grid, layout = self.layout.grid, self.layout
         name = layout.records(self.shard)
-        sound = True
         try:
             self._record_spans()
             if self.recovered:
@@ -241,13 +243,10 @@ class ShardReader:
                     self.record(key)
                 except DiticError as error:
                     yield Problem(kind=error.kind, key=key, name=name, message=error.message)
-        for problem in self._other_problems():
-            sound = False
-            yield problem
-        if sound and self.store.size(name) is not None and not self._is_sealed():
-            yield Problem(
-                kind="seal", name=name, message=f"mask or preview of shard {self.shard} belong to other records"
-            )
+        yield from self._other_problems()
+        if self._is_foreign():
+            for tile in grid.tiles_of(self.shard) if layout.planes else [None]:
+                yield Problem(kind="seal", key=tile, name=name, message=self._foreign_message())
 
     def _other_problems(self) -> Iterator[Problem]:
         layout, tile = self.layout, self.layout.manifest.grid.tile
@@ -273,6 +272,19 @@ class ShardReader:
         except DiticError as error:
             name = layout.preview(self.shard)
             yield Problem(kind=error.kind, name=name, message=f"preview of shard {self.shard}: {error.message}")
+
+    def _is_foreign(self) -> bool:
+        """True when mask and preview are whole by their own checksums, and yet not those the records were sealed with.
+
+        A part that is lost or damaged explains by itself why the seal does not fit; then whatever is whole still reads.
+        """
+        if self._foreign is None:
+            there = self.store.size(self.layout.records(self.shard)) is not None
+            self._foreign = there and not self._is_sealed() and next(self._other_problems(), None) is None
+        return self._foreign
+
+    def _foreign_message(self) -> str:
+        return f"mask or preview of shard {self.shard} belong to other records; compress the scene again"
 
     def _is_sealed(self) -> bool:
         state = hashlib.sha256()

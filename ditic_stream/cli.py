@@ -280,6 +280,8 @@ def compare(
 ) -> None:
     """Measure an archive against its scene: PSNR, MS-SSIM, largest error, bits per pixel.
 
+    Leaves with 1 when a bound is broken, or when nodata or masks came back otherwise than they were.
+
     With --json: one object a tile ("kind": "tile"), then one for the scene ("kind": "scene").
 
     \b

@@ -326,6 +326,48 @@ def test_windows_that_do_not_touch_the_damage_still_read(copy: tuple[Path, np.nd
             scene[300:310, 300:310]
 
 
+@pytest.fixture
+def masked(tmp_path: Path) -> Path:
+    """2 x 2 tiles, each its own shard, with nodata in different places of the upper two."""
+    pixels = picture(512, 512)
+    pixels[40:90, 30:120] = pixels[100:180, 300:400] = 0
+    return archive_of(tmp_path, pixels, extratags=[(42113, "s", 2, "0", True)])
+
+
+def exchange(archive: Path, one: str, two: str) -> None:
+    first, second = (archive / one).read_bytes(), (archive / two).read_bytes()
+    (archive / one).write_bytes(second)
+    (archive / two).write_bytes(first)
+
+
+def test_masks_of_exchanged_shards_stop_the_run_or_are_filled_and_named(masked: Path) -> None:
+    exchange(masked, "mask/c/0/0/0", "mask/c/0/0/1")
+    out = masked.with_name("out.tif")
+    with pytest.raises(ChecksumError, match=r"tile 0,0: mask or preview of shard 0,0 belong to other records"):
+        regions.decompress(masked, out, workers=1)
+    result = regions.decompress(masked, out, workers=1, on_error="fill")
+    assert result.damaged == ("0,0", "0,1")
+    with regions.open_scene(masked) as scene:
+        scene[300:, :]
+        with pytest.raises(ChecksumError, match="tile 0,1"):
+            scene[:10, 300:]
+    with regions.open_scene(masked, on_error="fill") as scene:
+        scene[...]
+        assert [str(key) for key in scene.damage.tiles] == ["0,0", "0,1"]
+
+
+def test_a_damaged_preview_costs_no_pixel(masked: Path) -> None:
+    expected = whole(masked)
+    place = masked / "preview/c/0/0/0"
+    data = place.read_bytes()
+    for damaged in (data[:-1] + bytes([data[-1] ^ 1]), None):
+        if damaged is None:
+            place.unlink()
+        else:
+            place.write_bytes(damaged)
+        assert (whole(masked) == expected).all()
+
+
 def test_fill_reports_the_tile_and_its_neighbours_and_leaves_the_rest_alone(copy: tuple[Path, np.ndarray]) -> None:
     archive, expected = copy
     flip(archive, TileKey(0, 0))
