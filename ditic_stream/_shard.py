@@ -51,6 +51,8 @@ class Problem:
     message: str
     key: TileKey | None = None
     """The tile, when it is a tile's."""
+    shard: TileKey | None = None
+    """The shard, when no tile of it is damaged by this; the message names its tiles."""
     name: str | None = None
     """The object it was found in."""
 
@@ -231,9 +233,7 @@ class ShardReader:
         try:
             self._record_spans()
             if self.recovered:
-                yield Problem(
-                    kind="index", name=name, message="the index of the records is damaged; the records are there"
-                )
+                yield self._index_problem()
         except DiticError as error:
             for key in grid.tiles_of(self.shard):
                 yield Problem(kind=error.kind, key=key, name=name, message=error.message)
@@ -245,8 +245,26 @@ class ShardReader:
                     yield Problem(kind=error.kind, key=key, name=name, message=error.message)
         yield from self._other_problems()
         if self._is_foreign():
-            for tile in grid.tiles_of(self.shard) if layout.planes else [None]:
-                yield Problem(kind="seal", key=tile, name=name, message=self._foreign_message())
+            if layout.planes:
+                for key in grid.tiles_of(self.shard):
+                    yield Problem(kind="seal", key=key, name=name, message=self._foreign_message())
+            else:
+                message = f"the preview of {self._place()} belongs to other records"
+                yield Problem(kind="seal", shard=self.shard, name=name, message=message)
+
+    def _index_problem(self) -> Problem:
+        tiles = list(self.layout.grid.tiles_of(self.shard))
+        spans = self._record_spans()
+        found = sum(spans[self.layout.slot(key)] is not None for key in tiles)
+        rest = "the records are there" if found == len(tiles) else f"{found} of {len(tiles)} records are found"
+        message = f"the index of the records of {self._place()} is damaged; {rest}"
+        return Problem(kind="index", shard=self.shard, name=self.layout.records(self.shard), message=message)
+
+    def _place(self) -> str:
+        """The shard and its tiles, for messages."""
+        tiles = list(self.layout.grid.tiles_of(self.shard))
+        named = f"tile {tiles[0]}" if len(tiles) == 1 else f"tiles {tiles[0]} to {tiles[-1]}"
+        return f"shard {self.shard} ({named})"
 
     def _other_problems(self) -> Iterator[Problem]:
         layout, tile = self.layout, self.layout.manifest.grid.tile
@@ -255,7 +273,8 @@ class ShardReader:
             try:
                 spans = self._mask_spans()
             except DiticError as error:
-                yield Problem(kind=error.kind, name=name, message=f"mask of shard {self.shard}: {error.message}")
+                for key in layout.grid.tiles_of(self.shard):
+                    yield Problem(kind=error.kind, key=key, name=name, message=f"mask: {error.message}")
             else:
                 for key in layout.grid.tiles_of(self.shard):
                     for plane in range(layout.planes):
@@ -271,7 +290,8 @@ class ShardReader:
             self.preview()
         except DiticError as error:
             name = layout.preview(self.shard)
-            yield Problem(kind=error.kind, name=name, message=f"preview of shard {self.shard}: {error.message}")
+            message = f"preview of {self._place()}: {error.message}"
+            yield Problem(kind=error.kind, shard=self.shard, name=name, message=message)
 
     def _is_foreign(self) -> bool:
         """True when mask and preview are whole by their own checksums, and yet not those the records were sealed with.

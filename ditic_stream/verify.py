@@ -67,6 +67,7 @@ class Report:
                 {
                     "kind": problem.kind,
                     "tile": None if problem.key is None else str(problem.key),
+                    "shard": None if problem.shard is None else str(problem.shard),
                     "object": problem.name,
                     "message": problem.message,
                 }

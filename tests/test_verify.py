@@ -20,7 +20,7 @@ from ditic_stream.errors import DesyncError, SourceError
 from ditic_stream.geometry import TileKey
 from ditic_stream.manifest import KEY, Manifest
 from ditic_stream.tiling import Grid
-from ditic_stream.verify import Problem, verify
+from ditic_stream.verify import Problem, Report, verify
 
 GOLDEN = Path(__file__).parent / "golden" / "manifest-1.json"
 
@@ -73,12 +73,16 @@ def objects(path: Path) -> list[Path]:
 
 
 def spans(path: Path) -> Iterator[tuple[str, int, int, TileKey]]:
-    """(object, first byte, last byte, tile) of every byte that is a tile's; without the seal no mask can be trusted."""
+    """(object, first byte, end, tile) of every byte that a tile cannot be read without: its record and its mask, the
+    index of the masks, and the seal, without which no mask can be trusted."""
     with open_archive(path) as archive:
         for shard in archive.grid.shards():
             reader = archive.shard(shard)
             for key in archive.grid.tiles_of(shard):
                 yield archive.layout.records(shard), 0, _shard.SEAL_BYTES, key
+                mask = archive.layout.mask(shard)
+                size = archive.store.size(mask) or 0
+                yield mask, size - _shard.index_bytes(archive.grid.shard**2), size, key
                 for name, found in (
                     (archive.layout.records(shard), reader._record_spans()),
                     (archive.layout.mask(shard), reader._mask_spans()),
@@ -86,6 +90,24 @@ def spans(path: Path) -> Iterator[tuple[str, int, int, TileKey]]:
                     span = found[archive.layout.slot(key)]
                     if span:
                         yield name, span[0], span[0] + span[1], key
+
+
+def tile_of_object(path: Path) -> dict[str, TileKey]:
+    """The tile, by the name of each object but the zarr.json files, of an archive with shards of one tile."""
+    with open_archive(path) as archive:
+        return {name: shard for shard in archive.grid.shards() for name in archive.layout.objects(shard)}
+
+
+def check_names(report: Report, tile: TileKey | None, owner: TileKey | None, where: str) -> None:
+    """owner: the tile that is damaged, if one is.  tile: the one whose shard is, which every problem has to name."""
+    assert not report.ok, where
+    assert report.damaged == (() if owner is None else (owner,)), f"{where}: {report.problems}"
+    for problem in report.problems:
+        if owner is None and tile is not None:
+            assert problem.shard == tile, f"{where}: {problem}"
+            assert f"(tile {tile})" in problem.message
+        elif owner is None:
+            assert problem.shard is None, f"{where}: {problem}"
 
 
 def flip(data: bytes, place: int, bit: int) -> bytes:
@@ -105,6 +127,7 @@ def test_a_whole_archive_has_no_problem(small: Path, large: Path) -> None:
 def test_any_flipped_byte_of_a_folder_is_found_and_named(small: Path, tmp_path: Path) -> None:
     path = Path(shutil.copytree(small, tmp_path / "copy.ditic"))
     owners = {(name, at): key for name, first, end, key in spans(small) for at in range(first, end)}
+    tiles = tile_of_object(small)
     rng = np.random.default_rng(1)
     tried = 0
     for place in objects(path):
@@ -112,9 +135,7 @@ def test_any_flipped_byte_of_a_folder_is_found_and_named(small: Path, tmp_path: 
         for at in range(len(data)):
             place.write_bytes(flip(data, at, int(rng.integers(8))))
             report = verify(path)
-            owner = owners.get((name, at))
-            assert not report.ok, f"byte {at} of {name}"
-            assert report.damaged == (() if owner is None else (owner,)), f"byte {at} of {name}: {report.problems}"
+            check_names(report, tiles.get(name), owners.get((name, at)), f"byte {at} of {name}")
             assert {problem.name for problem in report.problems} == {name}
             tried += 1
         place.write_bytes(data)
@@ -127,7 +148,11 @@ def test_any_flipped_byte_of_a_zip_is_found_and_named(small: Path, tmp_path: Pat
     path.write_bytes(whole)
     with open_archive(path) as archive:
         store = archive.store
-        owners = {}
+        owners, tiles = {}, dict[int, TileKey]()
+        for name, tile in tile_of_object(path).items():
+            size = len(store.get(name, 0, store.size(name) or 0))
+            start = store._starts[name]  # type: ignore[attr-defined]
+            tiles.update(dict.fromkeys(range(start, start + size), tile))
         for name, first, end, key in spans(path):
             store.get(name, 0, 1)
             start = store._starts[name]  # type: ignore[attr-defined]
@@ -136,9 +161,7 @@ def test_any_flipped_byte_of_a_zip_is_found_and_named(small: Path, tmp_path: Pat
     for at in range(len(whole)):
         path.write_bytes(flip(whole, at, int(rng.integers(8))))
         report = verify(path)
-        owner = owners.get(at)
-        assert not report.ok, f"byte {at}"
-        assert report.damaged == (() if owner is None else (owner,)), f"byte {at}: {report.problems}"
+        check_names(report, tiles.get(at), owners.get(at), f"byte {at}")
 
 
 def test_every_other_tile_reads_when_a_byte_of_the_zip_wrapper_is_flipped(small: Path, tmp_path: Path) -> None:
@@ -202,11 +225,35 @@ def test_lost_shortened_and_lengthened_objects_are_named(copy: Path) -> None:
     assert verify(copy).ok
 
 
-def test_a_lost_shard_names_each_of_its_tiles(copy: Path) -> None:
-    (copy / "records/c/1/1/0").unlink()
+@pytest.mark.parametrize("name", ["records/c/1/1/0", "mask/c/0/1/1"])
+def test_a_lost_shard_or_mask_names_each_of_its_tiles(copy: Path, name: str) -> None:
+    (copy / name).unlink()
     report = verify(copy)
     assert kinds(report.problems) == {("missing", name) for name in ("2,2", "2,3", "3,2", "3,3")}
     assert report.tiles == 72
+
+
+def test_a_damaged_index_names_the_shards_tiles_and_says_which_records_are_left(copy: Path) -> None:
+    place = copy / "records/c/1/1/0"
+    whole = place.read_bytes()
+    place.write_bytes(flip(whole, len(whole) - 30, 0))
+    (problem,) = verify(copy).problems
+    assert problem.shard == TileKey(1, 1)
+    assert problem.message == (
+        "the index of the records of shard 1,1 (tiles 2,2 to 3,3) is damaged; the records are there"
+    )
+    assert verify(copy).to_json()["problems"][0]["shard"] == "1,1"
+    place.write_bytes(whole[: len(whole) // 2])
+    report = verify(copy)
+    assert report.damaged
+    assert f"; {4 - len(report.damaged)} of 4 records are found" in report.problems[0].message
+
+
+def test_a_lost_preview_names_the_shards_tiles_and_damages_none(copy: Path) -> None:
+    (copy / "preview/c/0/1/1").unlink()
+    (problem,) = verify(copy).problems
+    assert (problem.kind, problem.key, problem.shard) == ("missing", None, TileKey(1, 1))
+    assert problem.message.startswith("preview of shard 1,1 (tiles 2,2 to 3,3): ")
 
 
 def test_a_record_of_another_archive_is_named(copy: Path, tmp_path: Path) -> None:
