@@ -135,7 +135,7 @@ class Manifest:
             "numerics": dict(self.numerics),
         }
         document["digest"] = digest(document, self.attributes)
-        problem = _problem(document)
+        problem = _problem(document) or _metadata_problem(self.source.metadata)
         if problem is not None:
             raise ConfigError(f"manifest: {problem}")
         return document
@@ -256,11 +256,23 @@ def _problem(document: object) -> str | None:
     return None
 
 
+def _metadata_problem(metadata: Json) -> str | None:
+    """What is wrong with the source's metadata, which the schema of a manifest does not see while it is deflated."""
+    try:
+        error = next(_validator("metadata").iter_errors(metadata), None)
+    except RecursionError:
+        return "source metadata is nested too deeply"
+    return error and f"source/metadata/{'/'.join(map(str, error.path))}: {error.message[:200]}"
+
+
 @cache
-def _validator() -> Any:
+def _validator(part: str | None = None) -> Any:
+    """The validator of a whole manifest, or of one of the schema's definitions."""
     import jsonschema  # 60 ms, and not every import of this module reads a manifest
 
-    return jsonschema.Draft202012Validator(schemas.load(f"archive-{FORMAT}"))
+    whole = schemas.load(f"archive-{FORMAT}")
+    schema = whole if part is None else {"$ref": f"#/$defs/{part}", "$defs": whole["$defs"]}
+    return jsonschema.Draft202012Validator(schema)
 
 
 def _plain(value: Any) -> Json:
@@ -288,6 +300,8 @@ def _inflate(packed: str) -> Json:
     if not inflater.eof or inflater.unused_data:
         raise FormatError(f"source metadata is cut short or longer than {MAX_MANIFEST} bytes")
     metadata = parse_json(plain)
-    if not isinstance(metadata, dict):
-        raise FormatError("source metadata is not a JSON object")
+    problem = _metadata_problem(metadata)
+    if problem is not None:
+        raise FormatError(f"manifest: {problem}")
+    assert isinstance(metadata, dict)
     return metadata
