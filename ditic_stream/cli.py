@@ -256,6 +256,7 @@ def verify(
     found = len(report.problems)
     verdict = "no problem" if report.ok else "1 problem" if found == 1 else f"{found} problems"
     more = " and more: stopped there" if report.stopped else ""
+    more += f" and {report.unlisted} more lost tiles" if report.unlisted else ""
     for problem in () if as_json else report.problems:
         typer.echo(f"{problem.kind}: {problem}")  # a result, and so printed even when quiet
     console.emit(

@@ -13,6 +13,7 @@ import pytest
 
 from ditic_stream import _shard
 from ditic_stream import verify as module
+from ditic_stream._layout import group_document
 from ditic_stream.archive import create_archive, open_archive, pack_zip
 from ditic_stream.bitstream import CODED, EMPTY, Record, pack_record
 from ditic_stream.config import GridConfig
@@ -314,17 +315,35 @@ def test_a_manifest_that_cannot_be_read_is_a_problem_and_no_archive_is_an_error(
         verify(tmp_path / "nothing")
 
 
-def test_problems_without_end_stop_the_search(large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def claiming(large: Path, path: Path, *, complete: bool) -> Path:
+    """An archive of nothing but a manifest, that claims 2^24 x 2^24 pixels."""
     with open_archive(large) as archive:
         image = replace(archive.manifest.image, height=2**24, width=2**24)
-        settings = replace(archive.manifest, image=image, shard=8, complete=False)
-    create_archive(tmp_path / "a.ditic", settings).close()
-    group = tmp_path / "a.ditic/zarr.json"
-    attributes = {KEY: settings.finished().to_json(), **settings.attributes}
-    group.write_text(json.dumps({"attributes": attributes, "node_type": "group", "zarr_format": 3}))
-    report = verify(tmp_path / "a.ditic")
+        settings = replace(archive.manifest, image=image, shard=8, complete=complete)
+    attributes = {KEY: settings.to_json(), **settings.attributes}
+    path.mkdir()
+    (path / "zarr.json").write_bytes(group_document(attributes))
+    return path
+
+
+def test_a_huge_archive_of_nothing_is_seen_at_once_and_its_lost_tiles_are_counted(large: Path, tmp_path: Path) -> None:
+    report = verify(claiming(large, tmp_path / "a.ditic", complete=True))
+    assert {problem.kind for problem in report.problems} == {"missing"}
+    assert len(report.damaged) == module.MAX_PROBLEMS
+    assert len(report.damaged) + report.unlisted == report.tiles == 2**32
+    assert report.to_json()["unlisted"] == report.unlisted
+    report = verify(claiming(large, tmp_path / "b.ditic", complete=False))
+    assert kinds(report.problems) == {("incomplete", None)}
+    assert report.tiles == 0
+
+
+def test_problems_without_end_stop_the_search(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_PROBLEMS", 6)
+    for place in (copy / "records").rglob("c/*/*/0"):
+        place.write_bytes(b"")
+    report = verify(copy)
     assert report.stopped
-    assert len(report.problems) == module.MAX_PROBLEMS
+    assert len(report.problems) == 6
 
 
 def test_a_deeper_check_sees_each_coded_record_and_its_errors_name_the_tile(large: Path) -> None:
