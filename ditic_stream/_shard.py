@@ -181,10 +181,22 @@ class ShardReader:
 
     def record_bytes(self, key: TileKey) -> bytes:
         """The bytes of a tile's record: one range, and one for the index the first time.  MissingTileError if lost."""
+        self.check(key)
         span = self._record_spans()[self.layout.slot(key)]
-        if span is None:
-            raise MissingTileError("its record is missing; compress the scene again to add it", key=str(key))
+        assert span is not None
         return self._get(self.layout.records(self.shard), *span)
+
+    def check(self, key: TileKey) -> None:
+        """MissingTileError when a tile has no record, by the index alone."""
+        with naming(key):
+            if self._record_spans()[self.layout.slot(key)] is None:
+                raise MissingTileError("its record is missing; compress the scene again to add it")
+
+    def has_room(self) -> bool:
+        """True when the object of the records is there and is long enough to hold one for each tile."""
+        size = self.store.size(self.layout.records(self.shard)) or 0
+        tiles = sum(1 for _ in self.layout.grid.tiles_of(self.shard))
+        return size >= SEAL_BYTES + tiles * EMPTY_BYTES + index_bytes(self.layout.grid.shard**2)
 
     def record(self, key: TileKey) -> Record:
         """A tile's record, checked against archive id and place."""
@@ -192,11 +204,9 @@ class ShardReader:
 
     def longest(self) -> int:
         """Bytes of the longest record; MissingTileError when a tile has none."""
-        spans = self._record_spans()
         for key in self.layout.grid.tiles_of(self.shard):
-            if spans[self.layout.slot(key)] is None:
-                raise MissingTileError("its record is missing; compress the scene again to add it", key=str(key))
-        return max(span[1] for span in spans if span)
+            self.check(key)
+        return max(span[1] for span in self._record_spans() if span)
 
     def cap(self) -> int:
         """Bytes of the longest record that is there; 0 when none is or the shard cannot be read."""
@@ -321,10 +331,9 @@ class ShardReader:
         if self._records is None:
             name, grid = self.layout.records(self.shard), self.layout.grid
             places, tiles = grid.shard**2, {self.layout.slot(key): key for key in grid.tiles_of(self.shard)}
-            first = str(next(iter(tiles.values())))
             size = self.store.size(name)
             if size is None:
-                raise MissingTileError(f"{name} is missing; compress the scene again to add it", key=first)
+                raise MissingTileError(f"{name} is missing; compress the scene again to add it")
             end = size - index_bytes(places)
             try:
                 if end < SEAL_BYTES:

@@ -229,6 +229,7 @@ def decompress(
     with open_archive(archive) as opened:
         manifest, grid = opened.manifest, opened.grid
         window = grid.scene if window is None else window.within(grid.height, grid.width)
+        check_whole(opened, on_error, window)
         metadata = manifest.source.metadata
         with open_output(
             target,
@@ -289,6 +290,7 @@ def strips(
     """
     with open_archive(archive) as opened:
         window = opened.grid.scene if window is None else window.within(opened.grid.height, opened.grid.width)
+        check_whole(opened, on_error, window)
         alpha = Radiometry.from_json(opened.manifest.radiometry).alpha
         found = damage if damage is not None else Damage()
         for strip in decode(opened, window, workers, device, on_error, progress, executor, scratch, found):

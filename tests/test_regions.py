@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import sys
+import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from hypothesis import strategies as st
 from pictures import landscape, write_scene
 
 from ditic_stream import _decoding, compression, regions
+from ditic_stream._layout import group_document
 from ditic_stream._rendering import DecodeTile, Pause, schedule, spool_depth
 from ditic_stream.archive import open_archive
 from ditic_stream.config import GridConfig
@@ -30,6 +33,7 @@ from ditic_stream.errors import (
 )
 from ditic_stream.executors import ProcessExecutor, SerialExecutor
 from ditic_stream.geometry import TileKey, Window
+from ditic_stream.manifest import KEY
 from ditic_stream.tiling import Grid
 
 TILE = 256
@@ -338,6 +342,48 @@ def exchange(archive: Path, one: str, two: str) -> None:
     first, second = (archive / one).read_bytes(), (archive / two).read_bytes()
     (archive / one).write_bytes(second)
     (archive / two).write_bytes(first)
+
+
+def claiming(archive: Path, path: Path, side: int) -> Path:
+    """The archive with a manifest that says it has side x side pixels, in shards of 8 x 8 tiles."""
+    with open_archive(archive) as opened:
+        image = replace(opened.manifest.image, height=side, width=side)
+        settings = replace(opened.manifest, image=image, shard=8)
+    shutil.copytree(archive, path)
+    (path / "zarr.json").write_bytes(group_document({KEY: settings.to_json(), **settings.attributes}))
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".zarr"])
+def test_an_archive_that_claims_more_than_it_holds_is_refused_before_room_is_made(
+    masked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    monkeypatch.setattr(regions, "open_output", lambda *_, **__: pytest.fail("an output was opened"))
+    path = claiming(masked, tmp_path / "claims.ditic", 2**20)
+    tracemalloc.start()
+    with pytest.raises(MissingTileError, match="tile 0,"):
+        regions.decompress(path, tmp_path / f"out{suffix}", workers=1)
+    assert tracemalloc.get_traced_memory()[1] < 10**7
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("data", [None, b"", bytes(49)], ids=["lost", "empty", "cut short"])
+def test_a_lost_shard_is_named_before_an_output_is_opened(
+    copy: tuple[Path, np.ndarray], monkeypatch: pytest.MonkeyPatch, data: bytes | None
+) -> None:
+    archive, expected = copy
+    place = archive / "records/c/2/3/0"
+    place.unlink()
+    if data is not None:
+        place.write_bytes(data)
+    with monkeypatch.context() as patch:
+        patch.setattr(regions, "open_output", lambda *_, **__: pytest.fail("an output was opened"))
+        with pytest.raises(MissingTileError, match="tile 2,3"):
+            regions.decompress(archive, archive.with_name("out.tif"), workers=1)
+    result = regions.decompress(archive, archive.with_name("out.tif"), workers=1, on_error="fill")
+    assert result.damaged == ("2,3",)
+    regions.decompress(archive, archive.with_name("corner.tif"), window=Window(row=0, col=0, height=300, width=300))
+    assert (tifffile.imread(archive.with_name("corner.tif")) == expected[:300, :300]).all()
 
 
 def test_masks_of_exchanged_shards_stop_the_run_or_are_filled_and_named(masked: Path) -> None:
