@@ -262,17 +262,24 @@ def test_packed_metadata_that_does_not_inflate_raises_format_error(packed: str) 
         Manifest.from_json(with_packed(packed))
 
 
-def test_a_bomb_in_the_metadata_is_not_inflated(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_MANIFEST", 2**16)
-    bomb = base64.b64encode(zlib.compress(bytes(2**26), 9)).decode()
+@pytest.mark.parametrize("plain", [bytes(2**26), b'{"a":[' + b"{}," * 5_000_000 + b"1]}"], ids=["zeros", "JSON"])
+def test_a_bomb_in_the_metadata_is_not_inflated(plain: bytes) -> None:
+    bomb = base64.b64encode(zlib.compress(plain, 9)).decode()
     document = with_packed(bomb)
     tracemalloc.start()
     try:
-        with pytest.raises(FormatError, match="longer than 65536 bytes"):
+        with pytest.raises(FormatError, match=rf"longer than {max(2**20, 64 * len(bomb))} bytes"):
             Manifest.from_json(document)
-        assert tracemalloc.get_traced_memory()[1] < 2**22
+        assert tracemalloc.get_traced_memory()[1] < 2**24
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("text", ["0" * 3_000_000, "0" * 900_000])
+def test_metadata_that_deflates_beyond_the_bound_is_stored_as_it_is(text: str) -> None:
+    manifest = replace(golden(), source=replace(golden().source, metadata={"wkt": text}))
+    assert through_json(manifest) == manifest
+    assert ("metadata" in manifest.to_json()["source"]) == (len(text) > 2**20)
 
 
 @pytest.mark.parametrize(
