@@ -869,6 +869,35 @@ def test_hostile_zips_are_refused_without_memory(tmp_path: Path, data: bytes) ->
     assert set(tmp_path.parent.rglob("*")) == before
 
 
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("directory", ["whole", "damaged", "gone"])
+@pytest.mark.parametrize(
+    "name", ["../../evil", "/etc/x", "records/../../x", "a\\..\\x", "zarr.json", "records/c/0/0/0"]
+)
+def test_a_good_zip_with_a_bad_name_more_is_refused(tmp_path: Path, built: Path, name: str, directory: str) -> None:
+    data = hostile([*tree(built).items(), (name, b"{}")])
+    start = data.index(b"PK\1\2")
+    data = {"whole": data, "gone": data[:start], "damaged": data[: start + 1] + b"?" + data[start + 2 :]}[directory]
+    (tmp_path / "a.zip").write_bytes(data)
+    with pytest.raises(FormatError, match="leaves the archive or comes twice"):
+        open_archive(tmp_path / "a.zip")
+
+
+def test_a_good_zip_of_another_packer_reads_without_its_directory(tmp_path: Path, built: Path) -> None:
+    data = hostile([("records/", b""), *tree(built).items()])
+    (tmp_path / "a.zip").write_bytes(data[: data.index(b"PK\1\2")])
+    with open_archive(tmp_path / "a.zip") as archive:
+        archive.record(TileKey(0, 0))
+
+
+def test_a_name_that_climbs_in_the_directory_alone_is_refused(tmp_path: Path, built: Path) -> None:
+    data = hostile(list(tree(built).items()))
+    place = data.index(b"preview/zarr.json", data.index(b"PK\1\2"))
+    (tmp_path / "a.zip").write_bytes(data[:place] + b"../../../evil.txt" + data[place + 17 :])
+    with pytest.raises(FormatError, match="leaves the archive"):
+        open_archive(tmp_path / "a.zip")
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_any_damage_to_a_zip_raises_our_errors_alone(
