@@ -362,7 +362,7 @@ class ShardReader:
                 spans[self.layout.slot(key)] = (at, length)
             at += length
         self.recovered = True
-        _log.warning("the index of %s is damaged; rebuilt from its records", name)
+        _log.info("the index of %s is damaged; rebuilt from its records", name)
         return spans
 
     def _mask_spans(self) -> list[Span | None]:
