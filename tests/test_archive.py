@@ -36,7 +36,6 @@ from ditic_stream.archive import (
     open_archive,
     pack_mask,
     pack_zip,
-    peek_manifest,
 )
 from ditic_stream.bitstream import CODED, EMPTY, Record, crc32c, pack_record
 from ditic_stream.config import GridConfig
@@ -102,6 +101,15 @@ def make(path: Path, settings: Manifest | None = None) -> Path:
             writer.put_shard(shard, *content(writer, shard))
         writer.finish()
     return path
+
+
+def peek_manifest(path: Path) -> Manifest | None:
+    """The manifest of the archive at `path`, complete or not; None when there is none that can be read."""
+    try:
+        with open_archive(path) as archive:
+            return archive.manifest
+    except (SourceError, FormatError):
+        return None
 
 
 def tiles(archive: Archive) -> Iterator[TileKey]:
@@ -778,6 +786,13 @@ def test_a_manifest_that_contradicts_its_grid_is_refused(tmp_path: Path) -> None
 
 
 # One file
+
+
+def test_a_zip_that_is_not_packed_yet_says_where_its_folder_is(tmp_path: Path) -> None:
+    create_archive(tmp_path / "a.ditic.zip.partial", manifest()).close()
+    with pytest.raises(SourceError, match=r"a\.ditic\.zip is not finished; .* name .*a\.ditic\.zip\.partial"):
+        open_archive(tmp_path / "a.ditic.zip")
+    open_archive(tmp_path / "a.ditic.zip.partial").close()
 
 
 def test_zipfile_reads_the_zip_and_finds_each_object_stored(built: Path) -> None:
