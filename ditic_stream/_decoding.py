@@ -56,6 +56,13 @@ class Damage:
         near = {other for key in self.tiles for other in archive.grid.neighbours(key)}
         return sorted(near - set(self.tiles))
 
+    def uncoded(self, archive: Archive) -> list[TileKey]:
+        """Those of `tiles` that no run has coded yet, since the archive is not complete; row-major."""
+        if archive.manifest.complete:
+            return []
+        names = {key: archive.layout.records(archive.grid.shard_of(key)) for key in self.tiles}
+        return sorted(key for key, name in names.items() if archive.store.size(name) is None)
+
 
 class Strip(NamedTuple):
     """Finished rows.  window: scene pixels; samples: (bands and alpha, rows, columns); mask: 0 or 255, or None."""

@@ -495,10 +495,15 @@ def _window(col: int, row: int, width: int, height: int) -> Window:
 
 def _report_damage(result: Any, quiet: bool) -> None:
     """Filled tiles and those their loss reached, on stderr even when quiet: they are errors that were let pass."""
-    for name, what in (("damaged", "filled: damaged or lost"), ("degraded", "degraded by a neighbour")):
-        keys = [str(key) for key in getattr(result, name)]
+    lost = [key for key in result.damaged if key not in set(result.uncoded)]
+    for keys, what in (
+        (lost, "filled: damaged or lost"),
+        (result.uncoded, "filled: not coded yet, for the archive is not complete"),
+        (result.degraded, "degraded by a neighbour"),
+    ):
         if keys:
             shown = " ".join(keys[:20]) + (f" and {len(keys) - 20} more" if len(keys) > 20 else "")
             console.note(
-                f"warning: {what}: {'tile' if len(keys) == 1 else 'tiles'} {shown}", quiet=quiet and name != "damaged"
+                f"warning: {what}: {'tile' if len(keys) == 1 else 'tiles'} {shown}",
+                quiet=quiet and keys is result.degraded,
             )

@@ -26,7 +26,7 @@ SLACK = 1e-6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cutout:
-    """What was written, and from where.  damaged, degraded: tiles ("row,col"), as in regions.Result."""
+    """What was written, and from where.  damaged, uncoded, degraded: tiles, as in regions.Result."""
 
     out: str
     row: int
@@ -36,6 +36,7 @@ class Cutout:
     bands: int
     dtype: str
     damaged: tuple[str, ...]
+    uncoded: tuple[str, ...]
     degraded: tuple[str, ...]
     seconds: float
 
@@ -69,15 +70,16 @@ def region(
         image = opened.manifest.image
         window.within(image.height, image.width)
     if target.suffix.lower() == ".npy":
-        damaged, degraded = _write_array(archive, target, window, device, on_error, overwrite)
+        damaged, uncoded, degraded = _write_array(archive, target, window, device, on_error, overwrite)
     else:
         result = decompress(
             archive, target, window=window, workers=workers, device=device, on_error=on_error, overwrite=overwrite
         )
-        damaged, degraded = result.damaged, result.degraded
+        damaged, uncoded, degraded = result.damaged, result.uncoded, result.degraded
     return Cutout(
         out=str(target), row=window.row, col=window.col, height=window.height, width=window.width, bands=image.bands,
-        dtype=image.dtype, damaged=damaged, degraded=degraded, seconds=round(time.monotonic() - began, 3),
+        dtype=image.dtype, damaged=damaged, uncoded=uncoded, degraded=degraded,
+        seconds=round(time.monotonic() - began, 3),
     )  # fmt: skip
 
 
@@ -134,14 +136,13 @@ def _reproject(bbox: Box, crs: str, epsg: int | None) -> Box:
 
 def _write_array(
     archive: str | Path, target: Path, window: Window, device: str, on_error: OnError, overwrite: bool
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
+) -> tuple[tuple[str, ...], ...]:
     if target.exists() and not overwrite:
         raise ConfigError(f"{target} exists; choose another name or overwrite it")
     with open_scene(archive, device=device, on_error=on_error) as scene:
         pixels = scene.read(window).transpose(1, 2, 0)
         damage = scene.damage
-        damaged = tuple(str(key) for key in sorted(damage.tiles))
-        degraded = tuple(str(key) for key in damage.degraded(scene.archive))
+        lists = (sorted(damage.tiles), damage.uncoded(scene.archive), damage.degraded(scene.archive))
     temporary = target.with_name(f"{target.name}.{os.getpid()}.partial")
     try:
         with open(temporary, "wb") as file:
@@ -151,4 +152,4 @@ def _write_array(
         raise StorageError(f"cannot write {target} ({error.strerror}); make room or fix the permissions") from error
     finally:
         temporary.unlink(missing_ok=True)
-    return damaged, degraded
+    return tuple(tuple(map(str, keys)) for keys in lists)

@@ -52,7 +52,9 @@ class Result:
     """Without alpha."""
     dtype: str
     damaged: tuple[str, ...]
-    """Tiles ("row,col") that were filled, since their record or mask is lost or damaged."""
+    """Tiles ("row,col") that were filled, since their record or mask is lost or damaged, or is not coded yet."""
+    uncoded: tuple[str, ...]
+    """Those of them that are not coded yet: the archive is not complete."""
     degraded: tuple[str, ...]
     """Their neighbours, which are whole but for the pixels within the overlap of a damaged one."""
     seconds: float
@@ -253,6 +255,7 @@ def decompress(
             bands=manifest.image.bands,
             dtype=manifest.image.dtype,
             damaged=tuple(str(key) for key in sorted(damage.tiles)),
+            uncoded=tuple(str(key) for key in damage.uncoded(opened)),
             degraded=tuple(str(key) for key in damage.degraded(opened)),
             seconds=round(time.monotonic() - began, 3),
         )

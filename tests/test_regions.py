@@ -17,11 +17,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pictures import landscape, write_scene
 
-from ditic_stream import _decoding, compression, regions
+from ditic_stream import _decoding, cli, compression, regions
 from ditic_stream._layout import group_document
 from ditic_stream._rendering import DecodeTile, Pause, schedule, spool_depth
 from ditic_stream.archive import open_archive
 from ditic_stream.config import GridConfig
+from ditic_stream.cutout import region
 from ditic_stream.errors import (
     ChecksumError,
     ConfigError,
@@ -454,7 +455,9 @@ def test_swapped_records_are_named(copy: tuple[Path, np.ndarray]) -> None:
         whole(archive)
 
 
-def test_an_archive_that_is_not_complete_is_refused_and_can_be_filled(tmp_path: Path) -> None:
+def test_an_archive_that_is_not_complete_is_refused_and_can_be_filled(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = tmp_path / "scene.tif"
     tifffile.imwrite(source, picture(600, 600), photometric="rgb")
 
@@ -468,6 +471,17 @@ def test_an_archive_that_is_not_complete_is_refused_and_can_be_filled(tmp_path: 
         regions.open_scene(tmp_path / "a.ditic")
     result = regions.decompress(tmp_path / "a.ditic", tmp_path / "out.tif", workers=1, on_error="fill")
     assert 0 < len(result.damaged) < 9
+    assert result.uncoded == result.damaged
+    flip(tmp_path / "a.ditic", TileKey(0, 0))
+    for name in ("again.tif", "again.npy"):
+        window = Window(row=0, col=0, height=600, width=600)
+        cut = region(tmp_path / "a.ditic", tmp_path / name, window=window, on_error="fill")
+        assert cut.uncoded == result.uncoded
+        assert cut.damaged == ("0,0", *result.damaged)
+    cli._report_damage(cut, quiet=True)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "warning: filled: damaged or lost: tile 0,0"
+    assert lines[1].startswith("warning: filled: not coded yet, for the archive is not complete: tiles ")
 
 
 def test_other_weights_are_refused_by_name(small: tuple[Path, np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
