@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ditic_stream._rendering import DAMAGE, Job, Rendering, RenderWindow, schedule, spool_depth
+from ditic_stream._rendering import DAMAGE, Job, Rendering, RenderWindow, schedule, spool_depth, tiles_read
 from ditic_stream._shared import Scratch
 from ditic_stream.archive import Archive
 from ditic_stream.blend import Blender, windows_of
@@ -56,6 +56,13 @@ class Damage:
         near = {other for key in self.tiles for other in archive.grid.neighbours(key)}
         return sorted(near - set(self.tiles))
 
+    def uncoded(self, archive: Archive) -> list[TileKey]:
+        """Those of `tiles` that no run has coded yet, since the archive is not complete; row-major."""
+        if archive.manifest.complete:
+            return []
+        names = {key: archive.layout.records(archive.grid.shard_of(key)) for key in self.tiles}
+        return sorted(key for key, name in names.items() if archive.store.size(name) is None)
+
 
 class Strip(NamedTuple):
     """Finished rows.  window: scene pixels; samples: (bands and alpha, rows, columns); mask: 0 or 255, or None."""
@@ -65,7 +72,12 @@ class Strip(NamedTuple):
     mask: Uint8 | None
 
 
-def check_whole(archive: Archive, on_error: OnError) -> None:
+def check_whole(archive: Archive, on_error: OnError, window: Window | None = None) -> None:
+    """MissingTileError when the archive is not complete, or lacks a tile that `window` needs; "fill" goes on.
+
+    Tiles are looked for by the names and sizes of the shards' objects, those of the first row in the indexes too.  Ask
+    before any room is made: what an archive claims to hold may be far more than there is.
+    """
     if on_error not in ("stop", "fill"):
         raise ConfigError(f"on_error {on_error!r} is neither 'stop' nor 'fill'")
     if not archive.manifest.complete and on_error == "stop":
@@ -73,6 +85,17 @@ def check_whole(archive: Archive, on_error: OnError) -> None:
             f"{archive.path} is not complete; run the same compression again, or go on without the missing tiles by "
             "--on-error fill"
         )
+    if window is None or on_error == "fill":
+        return
+    grid, side = archive.grid, archive.grid.shard
+    rows, cols = tiles_read(grid, *windows_of(grid, window))
+    for row in range(rows[0] // side, rows[-1] // side + 1):
+        for col in range(cols[0] // side, cols[-1] // side + 1):
+            reader = archive.shard(TileKey(row, col))
+            there = reader.has_room()
+            for key in grid.tiles_of(reader.shard) if not there or row == rows[0] // side else ():
+                if key.row in rows and key.col in cols and (not there or key.row == rows[0]):
+                    reader.check(key)
 
 
 def decode(

@@ -96,6 +96,16 @@ class Layout:
         """The objects one shard has, the one that says it is whole last."""
         return [*([self.mask(shard)] if self.planes else []), self.preview(shard), self.records(shard)]
 
+    def shard_of(self, name: str) -> TileKey | None:
+        """The shard an object belongs to; None for those of no shard of this archive."""
+        parts = name.split("/")
+        if len(parts) != 5 or not all(part.isdecimal() for part in parts[2:]):
+            return None
+        row, col = parts[2:4] if parts[0] == "records" else parts[3:]
+        shard = TileKey(int(row), int(col))
+        inside = 0 <= shard.row < self.grid.shard_rows and 0 <= shard.col < self.grid.shard_cols
+        return shard if inside and name in self.objects(shard) else None
+
     def group(self) -> bytes:
         """zarr.json of the archive."""
         attributes = {**self.manifest.attributes, KEY: self.manifest.to_json()}

@@ -82,6 +82,15 @@ class Decoded:
     damage: str | None = None
 
 
+def tiles_read(grid: Grid, rows: range, cols: range) -> tuple[range, range]:
+    """Tile rows and tile columns whose records the windows of `rows` x `cols` need."""
+    reach = 1 if grid.config.overlap else 0
+    return (
+        range(max(rows[0] - reach, 0), min(rows[-1] + reach + 1, grid.rows)),
+        range(max(cols[0] - reach, 0), min(cols[-1] + reach + 1, grid.cols)),
+    )
+
+
 def schedule(grid: Grid, rows: range, cols: range, distance: int) -> Iterator[DecodeTile | TileKey | Pause]:
     """The order in which to decode tiles and to render the windows of `rows` x `cols`; a bare TileKey is a window.
 
@@ -90,8 +99,7 @@ def schedule(grid: Grid, rows: range, cols: range, distance: int) -> Iterator[De
     Tiles run `distance` windows ahead, so that pauses are needed at the start and in tiny scenes only.
     """
     reach = 1 if grid.config.overlap else 0
-    tile_rows = range(max(rows[0] - reach, 0), min(rows[-1] + reach + 1, grid.rows))
-    tile_cols = range(max(cols[0] - reach, 0), min(cols[-1] + reach + 1, grid.cols))
+    tile_rows, tile_cols = tiles_read(grid, rows, cols)
     tiles = [len(tile_rows), len(tile_cols)]
     windows = len(rows) * len(cols)
 

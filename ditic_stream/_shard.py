@@ -51,6 +51,8 @@ class Problem:
     message: str
     key: TileKey | None = None
     """The tile, when it is a tile's."""
+    shard: TileKey | None = None
+    """The shard, when no tile of it is damaged by this; the message names its tiles."""
     name: str | None = None
     """The object it was found in."""
 
@@ -173,15 +175,28 @@ class ShardReader:
         self.store, self.layout, self.shard = store, layout, shard
         self._records: list[Span | None] | None = None
         self._masks: list[Span | None] | None = None
+        self._foreign: bool | None = None
         self.recovered = False
         """True when the index of the records was damaged and rebuilt from the records themselves."""
 
     def record_bytes(self, key: TileKey) -> bytes:
         """The bytes of a tile's record: one range, and one for the index the first time.  MissingTileError if lost."""
+        self.check(key)
         span = self._record_spans()[self.layout.slot(key)]
-        if span is None:
-            raise MissingTileError("its record is missing; compress the scene again to add it", key=str(key))
+        assert span is not None
         return self._get(self.layout.records(self.shard), *span)
+
+    def check(self, key: TileKey) -> None:
+        """MissingTileError when a tile has no record, by the index alone."""
+        with naming(key):
+            if self._record_spans()[self.layout.slot(key)] is None:
+                raise MissingTileError("its record is missing; compress the scene again to add it")
+
+    def has_room(self) -> bool:
+        """True when the object of the records is there and is long enough to hold one for each tile."""
+        size = self.store.size(self.layout.records(self.shard)) or 0
+        tiles = sum(1 for _ in self.layout.grid.tiles_of(self.shard))
+        return size >= SEAL_BYTES + tiles * EMPTY_BYTES + index_bytes(self.layout.grid.shard**2)
 
     def record(self, key: TileKey) -> Record:
         """A tile's record, checked against archive id and place."""
@@ -189,11 +204,9 @@ class ShardReader:
 
     def longest(self) -> int:
         """Bytes of the longest record; MissingTileError when a tile has none."""
-        spans = self._record_spans()
         for key in self.layout.grid.tiles_of(self.shard):
-            if spans[self.layout.slot(key)] is None:
-                raise MissingTileError("its record is missing; compress the scene again to add it", key=str(key))
-        return max(span[1] for span in spans if span)
+            self.check(key)
+        return max(span[1] for span in self._record_spans() if span)
 
     def cap(self) -> int:
         """Bytes of the longest record that is there; 0 when none is or the shard cannot be read."""
@@ -203,12 +216,14 @@ class ShardReader:
             return 0
 
     def mask(self, key: TileKey, plane: int) -> Uint8:
-        """One mask plane of a tile's core, uint8 (h, w)."""
+        """One mask plane of a tile's core, uint8 (h, w).  The first of a shard is held against the seal."""
         core, tile = self.layout.grid.core(key), self.layout.manifest.grid.tile
-        span = self._mask_spans()[plane * self.layout.grid.shard**2 + self.layout.slot(key)]
-        if span is None:
-            return np.zeros(core.shape, dtype=np.uint8)
         with naming(key):
+            span = self._mask_spans()[plane * self.layout.grid.shard**2 + self.layout.slot(key)]
+            if self._is_foreign():
+                raise ChecksumError(self._foreign_message())
+            if span is None:
+                return np.zeros(core.shape, dtype=np.uint8)
             return unpack_chunk(self._get(self.layout.mask(self.shard), *span), (tile, tile))[
                 : core.height, : core.width
             ]
@@ -225,13 +240,10 @@ class ShardReader:
         """All that is wrong with the shard; nothing when it is whole.  Reads every byte of it."""
         grid, layout = self.layout.grid, self.layout
         name = layout.records(self.shard)
-        sound = True
         try:
             self._record_spans()
             if self.recovered:
-                yield Problem(
-                    kind="index", name=name, message="the index of the records is damaged; the records are there"
-                )
+                yield self._index_problem()
         except DiticError as error:
             for key in grid.tiles_of(self.shard):
                 yield Problem(kind=error.kind, key=key, name=name, message=error.message)
@@ -241,13 +253,28 @@ class ShardReader:
                     self.record(key)
                 except DiticError as error:
                     yield Problem(kind=error.kind, key=key, name=name, message=error.message)
-        for problem in self._other_problems():
-            sound = False
-            yield problem
-        if sound and self.store.size(name) is not None and not self._is_sealed():
-            yield Problem(
-                kind="seal", name=name, message=f"mask or preview of shard {self.shard} belong to other records"
-            )
+        yield from self._other_problems()
+        if self._is_foreign():
+            if layout.planes:
+                for key in grid.tiles_of(self.shard):
+                    yield Problem(kind="seal", key=key, name=name, message=self._foreign_message())
+            else:
+                message = f"the preview of {self._place()} belongs to other records"
+                yield Problem(kind="seal", shard=self.shard, name=name, message=message)
+
+    def _index_problem(self) -> Problem:
+        tiles = list(self.layout.grid.tiles_of(self.shard))
+        spans = self._record_spans()
+        found = sum(spans[self.layout.slot(key)] is not None for key in tiles)
+        rest = "the records are there" if found == len(tiles) else f"{found} of {len(tiles)} records are found"
+        message = f"the index of the records of {self._place()} is damaged; {rest}"
+        return Problem(kind="index", shard=self.shard, name=self.layout.records(self.shard), message=message)
+
+    def _place(self) -> str:
+        """The shard and its tiles, for messages."""
+        tiles = list(self.layout.grid.tiles_of(self.shard))
+        named = f"tile {tiles[0]}" if len(tiles) == 1 else f"tiles {tiles[0]} to {tiles[-1]}"
+        return f"shard {self.shard} ({named})"
 
     def _other_problems(self) -> Iterator[Problem]:
         layout, tile = self.layout, self.layout.manifest.grid.tile
@@ -256,7 +283,8 @@ class ShardReader:
             try:
                 spans = self._mask_spans()
             except DiticError as error:
-                yield Problem(kind=error.kind, name=name, message=f"mask of shard {self.shard}: {error.message}")
+                for key in layout.grid.tiles_of(self.shard):
+                    yield Problem(kind=error.kind, key=key, name=name, message=f"mask: {error.message}")
             else:
                 for key in layout.grid.tiles_of(self.shard):
                     for plane in range(layout.planes):
@@ -272,7 +300,21 @@ class ShardReader:
             self.preview()
         except DiticError as error:
             name = layout.preview(self.shard)
-            yield Problem(kind=error.kind, name=name, message=f"preview of shard {self.shard}: {error.message}")
+            message = f"preview of {self._place()}: {error.message}"
+            yield Problem(kind=error.kind, shard=self.shard, name=name, message=message)
+
+    def _is_foreign(self) -> bool:
+        """True when mask and preview are whole by their own checksums, and yet not those the records were sealed with.
+
+        A part that is lost or damaged explains by itself why the seal does not fit; then whatever is whole still reads.
+        """
+        if self._foreign is None:
+            there = self.store.size(self.layout.records(self.shard)) is not None
+            self._foreign = there and not self._is_sealed() and next(self._other_problems(), None) is None
+        return self._foreign
+
+    def _foreign_message(self) -> str:
+        return f"mask or preview of shard {self.shard} belong to other records; compress the scene again"
 
     def _is_sealed(self) -> bool:
         state = hashlib.sha256()
@@ -289,10 +331,9 @@ class ShardReader:
         if self._records is None:
             name, grid = self.layout.records(self.shard), self.layout.grid
             places, tiles = grid.shard**2, {self.layout.slot(key): key for key in grid.tiles_of(self.shard)}
-            first = str(next(iter(tiles.values())))
             size = self.store.size(name)
             if size is None:
-                raise MissingTileError(f"{name} is missing; compress the scene again to add it", key=first)
+                raise MissingTileError(f"{name} is missing; compress the scene again to add it")
             end = size - index_bytes(places)
             try:
                 if end < SEAL_BYTES:
@@ -321,7 +362,7 @@ class ShardReader:
                 spans[self.layout.slot(key)] = (at, length)
             at += length
         self.recovered = True
-        _log.warning("the index of %s is damaged; rebuilt from its records", name)
+        _log.info("the index of %s is damaged; rebuilt from its records", name)
         return spans
 
     def _mask_spans(self) -> list[Span | None]:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Protocol, TypeVar
 
-from ditic_stream.errors import DiticError, TaskError
+from ditic_stream.errors import OUT_OF_MEMORY, DiticError, TaskError
 
 ATTEMPTS = 3
 """Times a key is tried before it is given up."""
@@ -58,7 +58,7 @@ def translated(error: Exception) -> Exception:
     if isinstance(error, DiticError):
         return error
     if isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY):
-        return TaskError("out of memory; use fewer --workers or a smaller --tile, and run the same command again")
+        return TaskError(OUT_OF_MEMORY)
     told = TaskError(f"failed with {described(error)}; run the same command again, or report it")
     told.add_note("".join(traceback.format_exception(error)))  # a cause would not survive pickling, a note does
     return told

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+FARTHEST = 1e300
+"""Coordinates beyond are no place: a manifest does not hold them, and arithmetic with them ends at infinity."""
 TIEPOINTS, SCALE, TRANSFORM, KEYS, RPC, DESCRIPTION = 33922, 33550, 34264, 34735, 50844, 270
 GEOGRAPHIC, PROJECTED, PIXEL_IS_POINT, USER_DEFINED = 2048, 3072, 2, 32767
 
@@ -33,9 +35,11 @@ def geo_of(fields: list[dict[str, Any]]) -> dict[str, Any]:
     if transform and keys.get(1025) == PIXEL_IS_POINT:
         a, b, c, d, e, f = transform
         transform = [a, b, c - (a + b) / 2, d, e, f - (d + e) / 2]
+    if transform and not all(abs(value) <= FARTHEST for value in transform):
+        transform = None
     gcps = len(ties) // 6 if transform is None else 0
     return {
-        "epsg": epsg if epsg and epsg != USER_DEFINED else None,
+        "epsg": epsg if type(epsg) is int and 0 < epsg < 65536 and epsg != USER_DEFINED else None,
         "transform": [float(value) for value in transform] if transform else None,
         "gcps": gcps,
     }

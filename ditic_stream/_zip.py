@@ -106,12 +106,17 @@ def _blocks(store: Store, name: str, size: int) -> Iterator[bytes]:
     return (store.get(name, start, min(BLOCK, size - start)) for start in range(0, size, BLOCK))
 
 
+class _BadNameError(FormatError):
+    """A name that no damage makes: the zip is refused, and not read by its local headers."""
+
+
 class ZipStore:
     """The entries of a stored zip file, this library's or another's.
 
     Compressed or encrypted entries, names that climb out or come twice, and ranges outside the file are refused with
-    FormatError.  A damaged directory is rebuilt from the local headers: `verify` reports it, and every tile still
-    reads, since records and chunks carry checksums of their own.  Holds one open file; reads are serialised.
+    FormatError.  A damaged directory is rebuilt from the local headers, if these have no such name: `verify` reports
+    it, and every tile still reads, since records and chunks carry checksums of their own.  An entry whose local header
+    has the same bad name is no damage.  Holds one open file; reads are serialised.
     """
 
     def __init__(self, path: Path) -> None:
@@ -123,12 +128,18 @@ class ZipStore:
         self._lock = threading.Lock()
         self._starts: dict[str, int] = {}
         self._headers: dict[str, tuple[int, int]] | None = None
+        self._bad: list[str] = []
+        """Names of local headers that climb out or come twice."""
         try:
             self.length = self._end = os.fstat(self._file.fileno()).st_size
             try:
                 self._entries = self._directory()
+            except _BadNameError:
+                raise
             except FormatError:
                 self._entries = self._scan()
+                if self._bad:
+                    raise self._refusal(self._bad[0]) from None
                 if GROUP not in self._entries:
                     raise
             self._offsets = sorted(offset for offset, _ in self._entries.values())
@@ -219,8 +230,10 @@ class ZipStore:
                 if local is None:
                     break
                 name, begin, size = local
-                if _is_plain(name):
-                    self._headers.setdefault(name, (at, size))
+                if not _is_plain(name.removesuffix("/") if not size else name) or name in self._headers:
+                    self._bad.append(name)
+                elif not name.endswith("/"):
+                    self._headers[name] = (at, size)
                 at = begin + size
         return self._headers
 
@@ -248,12 +261,23 @@ class ZipStore:
                 )
             if offset == LIMIT32:
                 offset = _offset64(central[begin + path : begin + path + extra])
-            if not _is_plain(name) or name in entries or offset + _LOCAL.size + path + size > limit:
-                raise FormatError(
-                    f"entry {name!r} of {self.path.name} leaves the archive, comes twice or lies outside the file"
-                )
+            if not _is_plain(name) or name in entries:
+                offsets = [offset] if name not in entries else [offset, entries[name][0]]
+                if _climbs(name) or all(self._is_named(one, name) for one in offsets):
+                    raise self._refusal(name)
+                raise FormatError(f"entry {name!r} of {self.path.name} is damaged")
+            if offset + _LOCAL.size + path + size > limit:
+                raise FormatError(f"entry {name!r} of {self.path.name} lies outside the file")
             entries[name] = (offset, size)
         return entries
+
+    def _is_named(self, offset: int, name: str) -> bool:
+        """True when the local header at `offset` has the name too."""
+        local = self._local(offset)
+        return local is not None and local[0] == name
+
+    def _refusal(self, name: str) -> FormatError:
+        return _BadNameError(f"entry {name!r} of {self.path.name} leaves the archive or comes twice; distrust the file")
 
 
 def _offset64(extra: bytes) -> int:
@@ -265,6 +289,11 @@ def _offset64(extra: bytes) -> int:
             return int(struct.unpack_from("<Q", extra, at + 4)[0])
         at += 4 + length
     return LIMIT32
+
+
+def _climbs(name: str) -> bool:
+    """True for a readable name that leaves the archive; what a changed byte makes of a good name is not one."""
+    return name.isascii() and name.isprintable() and (name[:1] == "/" or "\\" in name or ".." in name.split("/"))
 
 
 def _is_plain(name: str) -> bool:

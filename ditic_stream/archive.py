@@ -22,11 +22,11 @@ import numpy as np
 
 from ditic_stream._layout import PREVIEW_SCALE, Layout, read_manifest
 from ditic_stream._shard import ShardReader, Uint8, pack_mask
-from ditic_stream._store import FolderStore, Store
+from ditic_stream._store import PARTIAL, FolderStore, Store
 from ditic_stream._writer import ArchiveWriter, ShardBytes, ShardWriter, remove_archive
 from ditic_stream._zip import ZipStore, write_zip
 from ditic_stream.bitstream import Record
-from ditic_stream.errors import ConfigError, FormatError, SourceError
+from ditic_stream.errors import ConfigError, SourceError
 from ditic_stream.geometry import TileKey, Window
 from ditic_stream.manifest import Manifest
 from ditic_stream.tiling import Grid
@@ -41,7 +41,6 @@ __all__ = [
     "open_archive",
     "pack_mask",
     "pack_zip",
-    "peek_manifest",
     "remove_archive",
 ]
 
@@ -74,21 +73,15 @@ def open_archive(path: str | Path) -> Archive:
     elif place.is_file():
         store = ZipStore(place)
     else:
+        begun = place.with_name(f"{place.name}{PARTIAL}")
+        if begun.is_dir():
+            raise SourceError(f"{place} is not finished; run its compression again, or name {begun} for what is there")
         raise SourceError(f"{place} is no file or folder; name an archive that exists")
     try:
         return Archive(place, store)
     except BaseException:
         store.close()
         raise
-
-
-def peek_manifest(path: str | Path) -> Manifest | None:
-    """The manifest of the archive at `path`, complete or not; None when there is none that can be read."""
-    try:
-        with open_archive(path) as archive:
-            return archive.manifest
-    except (SourceError, FormatError):
-        return None
 
 
 def pack_zip(folder: str | Path, out: str | Path, *, overwrite: bool = False) -> int:

@@ -87,7 +87,7 @@ class Blender:
             raise ConfigError(f"tiles {rows} x {cols} are empty or outside the grid of {grid.rows} x {grid.cols}")
         self._grid, self._rows, self._cols = grid, rows, cols
         self._ramp = ramp(fade_of(grid))
-        self._order = iter([TileKey(row, col) for row in rows for col in cols])
+        self._order = (TileKey(row, col) for row in rows for col in cols)
         self._right: Pixels | None = None
         self._left_col = self._span(cols[0], cols, grid.width).first
         shape = self.below_shape(grid, rows, cols, channels)

@@ -266,6 +266,7 @@ def verify(
     found = len(report.problems)
     verdict = "no problem" if report.ok else "1 problem" if found == 1 else f"{found} problems"
     more = " and more: stopped there" if report.stopped else ""
+    more += f" and {report.unlisted} more lost tiles" if report.unlisted else ""
     for problem in () if as_json else report.problems:
         typer.echo(f"{problem.kind}: {problem}")  # a result, and so printed even when quiet
     console.emit(
@@ -289,6 +290,8 @@ def compare(
     quiet: Quiet = False,
 ) -> None:
     """Measure an archive against its scene: PSNR, MS-SSIM, largest error, bits per pixel.
+
+    Leaves with 1 when a bound is broken, or when nodata or masks came back otherwise than they were.
 
     With --json: one object a tile ("kind": "tile"), then one for the scene ("kind": "scene").
 
@@ -508,10 +511,15 @@ def _window(col: int, row: int, width: int, height: int) -> Window:
 
 def _report_damage(result: Any, quiet: bool) -> None:
     """Filled tiles and those their loss reached, on stderr even when quiet: they are errors that were let pass."""
-    for name, what in (("damaged", "filled: damaged or lost"), ("degraded", "degraded by a neighbour")):
-        keys = [str(key) for key in getattr(result, name)]
+    lost = [key for key in result.damaged if key not in set(result.uncoded)]
+    for keys, what in (
+        (lost, "filled: damaged or lost"),
+        (result.uncoded, "filled: not coded yet, for the archive is not complete"),
+        (result.degraded, "degraded by a neighbour"),
+    ):
         if keys:
             shown = " ".join(keys[:20]) + (f" and {len(keys) - 20} more" if len(keys) > 20 else "")
             console.note(
-                f"warning: {what}: {'tile' if len(keys) == 1 else 'tiles'} {shown}", quiet=quiet and name != "damaged"
+                f"warning: {what}: {'tile' if len(keys) == 1 else 'tiles'} {shown}",
+                quiet=quiet and keys is result.degraded,
             )

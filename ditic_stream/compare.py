@@ -78,8 +78,13 @@ class SceneQuality:
     def violations(
         self, *, min_psnr: float | None = None, min_ms_ssim: float | None = None, max_error: float | None = None
     ) -> list[str]:
-        """The bounds that do not hold, a sentence each.  What could not be measured violates no bound but MS-SSIM's."""
+        """The bounds that do not hold, a sentence each.  What could not be measured violates no bound but MS-SSIM's.
+
+        One bound holds always: whatever must come back exactly does.
+        """
         found = []
+        if self.exact_wrong:
+            found.append(f"samples of nodata or masks that came back otherwise: {self.exact_wrong}; none may")
         if min_psnr is not None and self.psnr is not None and self.psnr < min_psnr:
             found.append(f"PSNR {self.psnr:.2f} dB is below {min_psnr:g}")
         if min_ms_ssim is not None and self.ms_ssim is None:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, NoReturn
 
-from ditic_stream.errors import DiticError
+from ditic_stream.errors import OUT_OF_MEMORY, DiticError
 
 LINE_SECONDS = 5.0
 """Without a terminal, progress is one line at most this often."""
@@ -168,7 +168,7 @@ def describe(error: BaseException) -> str:
     if isinstance(error, DiticError):
         return " ".join(f"{error.kind}: {error}".split())
     if isinstance(error, MemoryError):
-        return "memory: out of memory; use fewer --workers or a smaller --tile, and run the same command again"
+        return f"memory: {OUT_OF_MEMORY}"
     if isinstance(error, OSError):
         return " ".join(f"system: {error}".split())
     words = " ".join(f"{type(error).__name__}: {error}".split())

@@ -23,7 +23,7 @@ SLACK = 1e-6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cutout:
-    """What was written, and from where.  damaged, degraded: tiles ("row,col"), as in regions.Result."""
+    """What was written, and from where.  damaged, uncoded, degraded: tiles, as in regions.Result."""
 
     out: str
     row: int
@@ -33,6 +33,7 @@ class Cutout:
     bands: int
     dtype: str
     damaged: tuple[str, ...]
+    uncoded: tuple[str, ...]
     degraded: tuple[str, ...]
     seconds: float
 
@@ -70,7 +71,8 @@ def region(
     )
     return Cutout(
         out=str(target), row=window.row, col=window.col, height=window.height, width=window.width, bands=image.bands,
-        dtype=image.dtype, damaged=result.damaged, degraded=result.degraded, seconds=round(time.monotonic() - began, 3),
+        dtype=image.dtype, damaged=result.damaged, uncoded=result.uncoded, degraded=result.degraded,
+        seconds=round(time.monotonic() - began, 3),
     )  # fmt: skip
 
 

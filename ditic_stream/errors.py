@@ -20,6 +20,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+OUT_OF_MEMORY = "out of memory; use fewer --workers, to compress a smaller --tile, to decode `region` in parts"
+"""What is said wherever memory runs out, by a worker or by the command itself."""
+
 
 class DiticError(Exception):
     """Base of all errors raised on purpose.  `kind` is a stable code, `key` names the tile ("row,col") if there is

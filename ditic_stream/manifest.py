@@ -26,7 +26,10 @@ FORMAT = 1
 KEY = "ditic"
 """Name of the manifest among the attributes of the Zarr group."""
 MAX_MANIFEST = 2**24
-"""Longest metadata document, bytes (16 MiB); also the longest source metadata after inflating."""
+"""Longest metadata document, bytes (16 MiB)."""
+MIN_INFLATED, MAX_INFLATION = 2**20, 64
+"""Source metadata inflates to at most a MiB or this many times its stored length, whichever is more: a document of
+megabytes in memory costs megabytes on disk, too.  What deflates better (zeros, mostly) is stored as it is."""
 Json = dict[str, Any]
 
 
@@ -135,7 +138,7 @@ class Manifest:
             "numerics": dict(self.numerics),
         }
         document["digest"] = digest(document, self.attributes)
-        problem = _problem(document)
+        problem = _problem(document) or _metadata_problem(self.source.metadata)
         if problem is not None:
             raise ConfigError(f"manifest: {problem}")
         return document
@@ -256,11 +259,23 @@ def _problem(document: object) -> str | None:
     return None
 
 
+def _metadata_problem(metadata: Json) -> str | None:
+    """What is wrong with the source's metadata, which the schema of a manifest does not see while it is deflated."""
+    try:
+        error = next(_validator("metadata").iter_errors(metadata), None)
+    except RecursionError:
+        return "source metadata is nested too deeply"
+    return error and f"source/metadata/{'/'.join(map(str, error.path))}: {error.message[:200]}"
+
+
 @cache
-def _validator() -> Any:
+def _validator(part: str | None = None) -> Any:
+    """The validator of a whole manifest, or of one of the schema's definitions."""
     import jsonschema  # 60 ms, and not every import of this module reads a manifest
 
-    return jsonschema.Draft202012Validator(schemas.load(f"archive-{FORMAT}"))
+    whole = schemas.load(f"archive-{FORMAT}")
+    schema = whole if part is None else {"$ref": f"#/$defs/{part}", "$defs": whole["$defs"]}
+    return jsonschema.Draft202012Validator(schema)
 
 
 def _plain(value: Any) -> Json:
@@ -276,18 +291,24 @@ def _deflate(metadata: Json) -> str | None:
     """`metadata` as base64 of zlib, where that is shorter: GeoTIFF tags and profiles run to kilobytes of text."""
     plain = canonical_json(metadata)
     packed = base64.b64encode(zlib.compress(plain, 9)).decode("ascii")
-    return packed if len(packed) < len(plain) else None
+    return packed if len(packed) < len(plain) <= _inflated_limit(packed) else None
+
+
+def _inflated_limit(packed: str) -> int:
+    return min(max(MIN_INFLATED, MAX_INFLATION * len(packed)), MAX_MANIFEST)
 
 
 def _inflate(packed: str) -> Json:
-    inflater = zlib.decompressobj()
+    inflater, limit = zlib.decompressobj(), _inflated_limit(packed)
     try:
-        plain = inflater.decompress(base64.b64decode(packed, validate=True), MAX_MANIFEST)
+        plain = inflater.decompress(base64.b64decode(packed, validate=True), limit)
     except (ValueError, zlib.error) as error:
         raise FormatError(f"source metadata does not inflate: {error}") from error
     if not inflater.eof or inflater.unused_data:
-        raise FormatError(f"source metadata is cut short or longer than {MAX_MANIFEST} bytes")
+        raise FormatError(f"source metadata is cut short or longer than {limit} bytes")
     metadata = parse_json(plain)
-    if not isinstance(metadata, dict):
-        raise FormatError("source metadata is not a JSON object")
+    problem = _metadata_problem(metadata)
+    if problem is not None:
+        raise FormatError(f"manifest: {problem}")
+    assert isinstance(metadata, dict)
     return metadata

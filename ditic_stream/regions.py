@@ -53,7 +53,9 @@ class Result:
     """Without alpha."""
     dtype: str
     damaged: tuple[str, ...]
-    """Tiles ("row,col") that were filled, since their record or mask is lost or damaged."""
+    """Tiles ("row,col") that were filled, since their record or mask is lost or damaged, or is not coded yet."""
+    uncoded: tuple[str, ...]
+    """Those of them that are not coded yet: the archive is not complete."""
     degraded: tuple[str, ...]
     """Their neighbours, which are whole but for the pixels within the overlap of a damaged one."""
     seconds: float
@@ -232,6 +234,7 @@ def decompress(
     with open_archive(archive) as opened:
         manifest, grid = opened.manifest, opened.grid
         window = grid.scene if window is None else window.within(grid.height, grid.width)
+        check_whole(opened, on_error, window)
         metadata = manifest.source.metadata
         with open_output(
             target,
@@ -255,6 +258,7 @@ def decompress(
             bands=manifest.image.bands,
             dtype=manifest.image.dtype,
             damaged=tuple(str(key) for key in sorted(damage.tiles)),
+            uncoded=tuple(str(key) for key in damage.uncoded(opened)),
             degraded=tuple(str(key) for key in damage.degraded(opened)),
             seconds=round(time.monotonic() - began, 3),
         )
@@ -292,6 +296,7 @@ def strips(
     """
     with open_archive(archive) as opened:
         window = opened.grid.scene if window is None else window.within(opened.grid.height, opened.grid.width)
+        check_whole(opened, on_error, window)
         alpha = Radiometry.from_json(opened.manifest.radiometry).alpha
         found = damage if damage is not None else Damage()
         for strip in decode(opened, window, workers, device, on_error, progress, executor, scratch, found):

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ from ditic_stream.geometry import TileKey
 __all__ = ["Problem", "Report", "verify"]
 
 MAX_PROBLEMS = 1000
-"""Problems after which verifying stops: a hostile grid has more missing tiles than memory has room for."""
+"""Problems after which verifying stops, and lost tiles are counted only: a hostile grid has more than memory has room
+for.  What takes time is what is there: shards are found by the objects that exist, not by the grid."""
 
 Progress = Callable[[int, int], None]
 Check = Callable[[TileKey, Record], None]
@@ -46,6 +48,8 @@ class Report:
     """Bytes of all objects."""
     stopped: bool = False
     """True when MAX_PROBLEMS were reached and the rest was not looked at."""
+    unlisted: int = 0
+    """Lost tiles beyond those among the problems."""
 
     @property
     def ok(self) -> bool:
@@ -62,11 +66,13 @@ class Report:
             "tiles": self.tiles,
             "bytes": self.bytes,
             "stopped": self.stopped,
+            "unlisted": self.unlisted,
             "damaged": [str(key) for key in self.damaged],
             "problems": [
                 {
                     "kind": problem.kind,
                     "tile": None if problem.key is None else str(problem.key),
+                    "shard": None if problem.shard is None else str(problem.shard),
                     "object": problem.name,
                     "message": problem.message,
                 }
@@ -98,24 +104,39 @@ def _verify(archive: Archive, progress: Progress | None, check: Check | None) ->
     found = set(archive.store.names())
     size = sum(archive.store.size(name) or 0 for name in found)
     cap = 0
-    for shard in archive.grid.shards():
-        if archive.manifest.complete or not found.isdisjoint(archive.layout.objects(shard)):
-            reader = archive.shard(shard)
-            problems += reader.problems()
-            cap = max(cap, reader.cap())
-            tiles += sum(1 for _ in archive.grid.tiles_of(shard))
-            if check is not None:
-                problems += _checked(archive, shard, check)
-        found.difference_update(archive.layout.objects(shard))
+    present = {shard for shard in map(archive.layout.shard_of, found) if shard is not None}
+    for shard in sorted(present):
+        reader = archive.shard(shard)
+        problems += reader.problems()
+        cap = max(cap, reader.cap())
+        tiles += sum(1 for _ in archive.grid.tiles_of(shard))
+        if check is not None:
+            problems += _checked(archive, shard, check)
         if len(problems) >= MAX_PROBLEMS:
             return Report(problems=tuple(problems[:MAX_PROBLEMS]), tiles=tiles, bytes=size, stopped=True)
+        found.difference_update(archive.layout.objects(shard))
         if progress is not None:
             done += sum(archive.store.size(name) or 0 for name in archive.layout.objects(shard))
             progress(done, size)
+    unlisted = 0
+    if archive.manifest.complete:
+        lost = list(islice(_lost(archive, present), MAX_PROBLEMS - len(problems)))
+        problems += lost
+        unlisted = archive.grid.rows * archive.grid.cols - tiles - len(lost)
+        tiles += unlisted + len(lost)
     problems += _documents(archive, cap, found, damaged=bool(problems))
     if isinstance(archive.store, ZipStore) and not problems:
         problems += _wrapper(archive.store)
-    return Report(problems=tuple(problems), tiles=tiles, bytes=size)
+    return Report(problems=tuple(problems), tiles=tiles, bytes=size, unlisted=unlisted)
+
+
+def _lost(archive: Archive, present: set[TileKey]) -> Iterator[Problem]:
+    """The tiles of shards of which no object is there, row-major."""
+    for shard in archive.grid.shards():
+        if shard not in present:
+            name = archive.layout.records(shard)
+            for key in archive.grid.tiles_of(shard):
+                yield Problem(kind="missing", key=key, name=name, message="its whole shard is missing")
 
 
 def _checked(archive: Archive, shard: TileKey, check: Check) -> Iterator[Problem]:

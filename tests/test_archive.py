@@ -36,7 +36,6 @@ from ditic_stream.archive import (
     open_archive,
     pack_mask,
     pack_zip,
-    peek_manifest,
 )
 from ditic_stream.bitstream import CODED, EMPTY, Record, crc32c, pack_record
 from ditic_stream.config import GridConfig
@@ -102,6 +101,15 @@ def make(path: Path, settings: Manifest | None = None) -> Path:
             writer.put_shard(shard, *content(writer, shard))
         writer.finish()
     return path
+
+
+def peek_manifest(path: Path) -> Manifest | None:
+    """The manifest of the archive at `path`, complete or not; None when there is none that can be read."""
+    try:
+        with open_archive(path) as archive:
+            return archive.manifest
+    except (SourceError, FormatError):
+        return None
 
 
 def tiles(archive: Archive) -> Iterator[TileKey]:
@@ -664,7 +672,7 @@ def test_exchanged_records_are_named(tmp_path: Path, built: Path) -> None:
         archive.record(TileKey(0, 0))
 
 
-def test_a_damaged_index_hides_no_record(tmp_path: Path) -> None:
+def test_a_damaged_index_hides_no_record(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = make(tmp_path / "a.ditic", manifest(2100, 1900, 3))
     place = path / "records/c/1/1/0"
     data = bytearray(place.read_bytes())
@@ -674,6 +682,7 @@ def test_a_damaged_index_hides_no_record(tmp_path: Path) -> None:
         for key in archive.grid.tiles_of(TileKey(1, 1)):
             archive.record(key)
         assert archive.shard(TileKey(1, 1)).recovered
+    assert not caplog.records, "nothing is lost: it is for verify to say, and not on stderr"
 
 
 def test_a_shard_cut_short_keeps_the_records_before_the_cut(tmp_path: Path) -> None:
@@ -809,6 +818,13 @@ def test_a_manifest_that_contradicts_its_grid_is_refused(tmp_path: Path) -> None
 # One file
 
 
+def test_a_zip_that_is_not_packed_yet_says_where_its_folder_is(tmp_path: Path) -> None:
+    create_archive(tmp_path / "a.ditic.zip.partial", manifest()).close()
+    with pytest.raises(SourceError, match=r"a\.ditic\.zip is not finished; .* name .*a\.ditic\.zip\.partial"):
+        open_archive(tmp_path / "a.ditic.zip")
+    open_archive(tmp_path / "a.ditic.zip.partial").close()
+
+
 def test_zipfile_reads_the_zip_and_finds_each_object_stored(built: Path) -> None:
     with zipfile.ZipFile(built.with_suffix(".ditic.zip")) as file:
         assert file.testzip() is None
@@ -897,6 +913,35 @@ def test_hostile_zips_are_refused_without_memory(tmp_path: Path, data: bytes) ->
     assert tracemalloc.get_traced_memory()[1] < 10**7
     tracemalloc.stop()
     assert set(tmp_path.parent.rglob("*")) == before
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("directory", ["whole", "damaged", "gone"])
+@pytest.mark.parametrize(
+    "name", ["../../evil", "/etc/x", "records/../../x", "a\\..\\x", "zarr.json", "records/c/0/0/0"]
+)
+def test_a_good_zip_with_a_bad_name_more_is_refused(tmp_path: Path, built: Path, name: str, directory: str) -> None:
+    data = hostile([*tree(built).items(), (name, b"{}")])
+    start = data.index(b"PK\1\2")
+    data = {"whole": data, "gone": data[:start], "damaged": data[: start + 1] + b"?" + data[start + 2 :]}[directory]
+    (tmp_path / "a.zip").write_bytes(data)
+    with pytest.raises(FormatError, match="leaves the archive or comes twice"):
+        open_archive(tmp_path / "a.zip")
+
+
+def test_a_good_zip_of_another_packer_reads_without_its_directory(tmp_path: Path, built: Path) -> None:
+    data = hostile([("records/", b""), *tree(built).items()])
+    (tmp_path / "a.zip").write_bytes(data[: data.index(b"PK\1\2")])
+    with open_archive(tmp_path / "a.zip") as archive:
+        archive.record(TileKey(0, 0))
+
+
+def test_a_name_that_climbs_in_the_directory_alone_is_refused(tmp_path: Path, built: Path) -> None:
+    data = hostile(list(tree(built).items()))
+    place = data.index(b"preview/zarr.json", data.index(b"PK\1\2"))
+    (tmp_path / "a.zip").write_bytes(data[:place] + b"../../../evil.txt" + data[place + 17 :])
+    with pytest.raises(FormatError, match="leaves the archive"):
+        open_archive(tmp_path / "a.zip")
 
 
 @settings(max_examples=300, deadline=None)

@@ -392,7 +392,7 @@ def test_foreign_errors_are_one_line_and_debug_shows_the_traceback(capsys, monke
     [
         (ChecksumError("bad", key="3,4"), "checksum: tile 3,4: bad"),
         (TaskError("worker died", key="1,1", attempt=3), "task: tile 1,1: worker died"),
-        (MemoryError(), "memory: out of memory"),
+        (MemoryError(), "memory: out of memory; use fewer --workers, to compress a smaller --tile, to decode `region`"),
         (OSError(28, "No space left on device"), "system: [Errno 28] No space left on device"),
     ],
 )

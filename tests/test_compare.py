@@ -132,7 +132,9 @@ def test_nodata_counts_in_no_figure_and_must_come_back_exactly(tmp_path: Path, m
     assert (found.exact, found.exact_wrong) == (70 * 130, 0)
     decoded[60, 210] = 7
     plant(monkeypatch, decoded[None], 256)
-    assert compare(path, archive).exact_wrong == 1
+    wrong = compare(path, archive)
+    assert wrong.exact_wrong == 1
+    assert wrong.violations() == ["samples of nodata or masks that came back otherwise: 1; none may"]
 
 
 def test_scene_of_another_shape_is_refused(

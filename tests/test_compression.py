@@ -510,7 +510,7 @@ def test_memory_that_runs_out_is_tried_again_then_named(
         error = translated(RuntimeError(words))
         assert isinstance(error, TaskError)
         assert error.message.startswith("out of memory; use fewer --workers")
-    with pytest.raises(TaskError, match="tile 0,0: out of memory; use fewer --workers or a smaller --tile"):
+    with pytest.raises(TaskError, match="tile 0,0: out of memory; use fewer --workers, to compress a smaller --tile"):
         run(scene, tmp_path / "b.ditic")
 
 

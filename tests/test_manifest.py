@@ -205,23 +205,81 @@ def test_packed_metadata_that_is_no_object_raises_format_error(plain: bytes) -> 
         Manifest.from_json(with_packed(base64.b64encode(zlib.compress(plain)).decode()))
 
 
+METADATA = {
+    "driver": "tiff", "photometric": 2, "extrasamples": [2], "planar": False, "alpha": 3, "mask": True,
+    "fields": [
+        {"code": 270, "kind": 2, "text": "a scene"},
+        {"code": 33550, "kind": 12, "values": [10.0, 10.0, 0.0]},
+        {"code": 700, "kind": 1, "base64": "AAAA"},
+    ],
+    "exif": [{"code": 33434, "kind": 5, "values": [1, 200]}],
+    "geo": {"epsg": 32633, "transform": [10.0, 0.0, 399960.0, 0.0, -10.0, 5900040.0], "gcps": 0},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"geo": "x"},
+        {"geo": None},
+        {"geo": {"transform": ["x"] * 6}},
+        {"geo": {"transform": [1, 2]}},
+        {"geo": {"transform": [10**400] * 6}},
+        {"geo": {"transform": [True] * 6}},
+        {"geo": {"epsg": "4326"}},
+        {"geo": {"epsg": [1]}},
+        {"fields": 7},
+        {"fields": [{"code": 270, "kind": 2, "text": 5}]},
+        {"fields": [{"code": 270, "kind": 2}]},
+        {"fields": [{"code": -1, "kind": 2, "text": "a"}]},
+        {"exif": [{"code": 270, "kind": 99, "text": "a"}]},
+        {"gps": {}},
+        {"driver": 3},
+        {"alpha": "2"},
+        {"mask": 1},
+    ],
+    ids=str,
+)
+def test_source_metadata_that_no_reader_wrote_raises_format_error(damage: dict[str, Any], packed: bool) -> None:
+    whole = replace(golden(), source=replace(golden().source, metadata=METADATA))
+    assert through_json(whole) == whole
+    metadata = {**METADATA, **damage}
+    if packed:
+        document = with_packed(base64.b64encode(zlib.compress(canonical_json(metadata))).decode())
+    else:
+        document = replace(golden(), attributes={}).to_json()
+        document = sealed({**document, "source": {**document["source"], "metadata": metadata}})
+    with pytest.raises(FormatError, match="source/metadata/"):
+        Manifest.from_json(document)
+    with pytest.raises(ConfigError, match="source/metadata"):
+        replace(whole, source=replace(whole.source, metadata=metadata)).to_json()
+
+
 @pytest.mark.parametrize("packed", ["", "!!!!", "AAAA", base64.b64encode(zlib.compress(b"{}")[:-1]).decode()])
 def test_packed_metadata_that_does_not_inflate_raises_format_error(packed: str) -> None:
     with pytest.raises(FormatError):
         Manifest.from_json(with_packed(packed))
 
 
-def test_a_bomb_in_the_metadata_is_not_inflated(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_MANIFEST", 2**16)
-    bomb = base64.b64encode(zlib.compress(bytes(2**26), 9)).decode()
+@pytest.mark.parametrize("plain", [bytes(2**26), b'{"a":[' + b"{}," * 5_000_000 + b"1]}"], ids=["zeros", "JSON"])
+def test_a_bomb_in_the_metadata_is_not_inflated(plain: bytes) -> None:
+    bomb = base64.b64encode(zlib.compress(plain, 9)).decode()
     document = with_packed(bomb)
     tracemalloc.start()
     try:
-        with pytest.raises(FormatError, match="longer than 65536 bytes"):
+        with pytest.raises(FormatError, match=rf"longer than {max(2**20, 64 * len(bomb))} bytes"):
             Manifest.from_json(document)
-        assert tracemalloc.get_traced_memory()[1] < 2**22
+        assert tracemalloc.get_traced_memory()[1] < 2**24
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("text", ["0" * 3_000_000, "0" * 900_000])
+def test_metadata_that_deflates_beyond_the_bound_is_stored_as_it_is(text: str) -> None:
+    manifest = replace(golden(), source=replace(golden().source, metadata={"wkt": text}))
+    assert through_json(manifest) == manifest
+    assert ("metadata" in manifest.to_json()["source"]) == (len(text) > 2**20)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import sys
+import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pictures import landscape, write_scene
 
-from ditic_stream import _decoding, compression, regions
+from ditic_stream import _decoding, cli, compression, regions
+from ditic_stream._layout import group_document
 from ditic_stream._rendering import DecodeTile, Pause, schedule, spool_depth
 from ditic_stream.archive import open_archive, pack_zip
 from ditic_stream.config import GridConfig
+from ditic_stream.cutout import region
 from ditic_stream.errors import (
     ChecksumError,
     ConfigError,
@@ -30,6 +34,7 @@ from ditic_stream.errors import (
 )
 from ditic_stream.executors import ProcessExecutor, SerialExecutor
 from ditic_stream.geometry import TileKey, Window
+from ditic_stream.manifest import KEY
 from ditic_stream.tiling import Grid
 
 TILE = 256
@@ -326,6 +331,90 @@ def test_windows_that_do_not_touch_the_damage_still_read(copy: tuple[Path, np.nd
             scene[300:310, 300:310]
 
 
+@pytest.fixture
+def masked(tmp_path: Path) -> Path:
+    """2 x 2 tiles, each its own shard, with nodata in different places of the upper two."""
+    pixels = picture(512, 512)
+    pixels[40:90, 30:120] = pixels[100:180, 300:400] = 0
+    return archive_of(tmp_path, pixels, extratags=[(42113, "s", 2, "0", True)])
+
+
+def exchange(archive: Path, one: str, two: str) -> None:
+    first, second = (archive / one).read_bytes(), (archive / two).read_bytes()
+    (archive / one).write_bytes(second)
+    (archive / two).write_bytes(first)
+
+
+def claiming(archive: Path, path: Path, side: int) -> Path:
+    """The archive with a manifest that says it has side x side pixels, in shards of 8 x 8 tiles."""
+    with open_archive(archive) as opened:
+        image = replace(opened.manifest.image, height=side, width=side)
+        settings = replace(opened.manifest, image=image, shard=8)
+    shutil.copytree(archive, path)
+    (path / "zarr.json").write_bytes(group_document({KEY: settings.to_json(), **settings.attributes}))
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".zarr"])
+def test_an_archive_that_claims_more_than_it_holds_is_refused_before_room_is_made(
+    masked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    monkeypatch.setattr(regions, "open_output", lambda *_, **__: pytest.fail("an output was opened"))
+    path = claiming(masked, tmp_path / "claims.ditic", 2**20)
+    tracemalloc.start()
+    with pytest.raises(MissingTileError, match="tile 0,"):
+        regions.decompress(path, tmp_path / f"out{suffix}", workers=1)
+    assert tracemalloc.get_traced_memory()[1] < 10**7
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("data", [None, b"", bytes(49)], ids=["lost", "empty", "cut short"])
+def test_a_lost_shard_is_named_before_an_output_is_opened(
+    copy: tuple[Path, np.ndarray], monkeypatch: pytest.MonkeyPatch, data: bytes | None
+) -> None:
+    archive, expected = copy
+    place = archive / "records/c/2/3/0"
+    place.unlink()
+    if data is not None:
+        place.write_bytes(data)
+    with monkeypatch.context() as patch:
+        patch.setattr(regions, "open_output", lambda *_, **__: pytest.fail("an output was opened"))
+        with pytest.raises(MissingTileError, match="tile 2,3"):
+            regions.decompress(archive, archive.with_name("out.tif"), workers=1)
+    result = regions.decompress(archive, archive.with_name("out.tif"), workers=1, on_error="fill")
+    assert result.damaged == ("2,3",)
+    regions.decompress(archive, archive.with_name("corner.tif"), window=Window(row=0, col=0, height=300, width=300))
+    assert (tifffile.imread(archive.with_name("corner.tif")) == expected[:300, :300]).all()
+
+
+def test_masks_of_exchanged_shards_stop_the_run_or_are_filled_and_named(masked: Path) -> None:
+    exchange(masked, "mask/c/0/0/0", "mask/c/0/0/1")
+    out = masked.with_name("out.tif")
+    with pytest.raises(ChecksumError, match=r"tile 0,0: mask or preview of shard 0,0 belong to other records"):
+        regions.decompress(masked, out, workers=1)
+    result = regions.decompress(masked, out, workers=1, on_error="fill")
+    assert result.damaged == ("0,0", "0,1")
+    with regions.open_scene(masked) as scene:
+        scene[300:, :]
+        with pytest.raises(ChecksumError, match="tile 0,1"):
+            scene[:10, 300:]
+    with regions.open_scene(masked, on_error="fill") as scene:
+        scene[...]
+        assert [str(key) for key in scene.damage.tiles] == ["0,0", "0,1"]
+
+
+def test_a_damaged_preview_costs_no_pixel(masked: Path) -> None:
+    expected = whole(masked)
+    place = masked / "preview/c/0/0/0"
+    data = place.read_bytes()
+    for damaged in (data[:-1] + bytes([data[-1] ^ 1]), None):
+        if damaged is None:
+            place.unlink()
+        else:
+            place.write_bytes(damaged)
+        assert (whole(masked) == expected).all()
+
+
 def test_fill_reports_the_tile_and_its_neighbours_and_leaves_the_rest_alone(copy: tuple[Path, np.ndarray]) -> None:
     archive, expected = copy
     flip(archive, TileKey(0, 0))
@@ -366,7 +455,9 @@ def test_swapped_records_are_named(copy: tuple[Path, np.ndarray]) -> None:
         whole(archive)
 
 
-def test_an_archive_that_is_not_complete_is_refused_and_can_be_filled(tmp_path: Path) -> None:
+def test_an_archive_that_is_not_complete_is_refused_and_can_be_filled(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = tmp_path / "scene.tif"
     tifffile.imwrite(source, picture(600, 600), photometric="rgb")
 
@@ -380,6 +471,17 @@ def test_an_archive_that_is_not_complete_is_refused_and_can_be_filled(tmp_path: 
         regions.open_scene(tmp_path / "a.ditic")
     result = regions.decompress(tmp_path / "a.ditic", tmp_path / "out.tif", workers=1, on_error="fill")
     assert 0 < len(result.damaged) < 9
+    assert result.uncoded == result.damaged
+    flip(tmp_path / "a.ditic", TileKey(0, 0))
+    for name in ("again.tif", "again.npy"):
+        window = Window(row=0, col=0, height=600, width=600)
+        cut = region(tmp_path / "a.ditic", tmp_path / name, window=window, on_error="fill")
+        assert cut.uncoded == result.uncoded
+        assert cut.damaged == ("0,0", *result.damaged)
+    cli._report_damage(cut, quiet=True)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "warning: filled: damaged or lost: tile 0,0"
+    assert lines[1].startswith("warning: filled: not coded yet, for the archive is not complete: tiles ")
 
 
 def test_other_weights_are_refused_by_name(small: tuple[Path, np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from ditic_stream import _shard
 from ditic_stream import verify as module
+from ditic_stream._layout import group_document
 from ditic_stream.archive import create_archive, open_archive, pack_zip
 from ditic_stream.bitstream import CODED, EMPTY, Record, pack_record
 from ditic_stream.config import GridConfig
@@ -20,7 +21,7 @@ from ditic_stream.errors import DesyncError, SourceError
 from ditic_stream.geometry import TileKey
 from ditic_stream.manifest import KEY, Manifest
 from ditic_stream.tiling import Grid
-from ditic_stream.verify import Problem, verify
+from ditic_stream.verify import Problem, Report, verify
 
 GOLDEN = Path(__file__).parent / "golden" / "manifest-1.json"
 
@@ -73,11 +74,16 @@ def objects(path: Path) -> list[Path]:
 
 
 def spans(path: Path) -> Iterator[tuple[str, int, int, TileKey]]:
-    """(object, first byte, last byte, tile) of every byte that is a tile's."""
+    """(object, first byte, end, tile) of every byte that a tile cannot be read without: its record and its mask, the
+    index of the masks, and the seal, without which no mask can be trusted."""
     with open_archive(path) as archive:
         for shard in archive.grid.shards():
             reader = archive.shard(shard)
             for key in archive.grid.tiles_of(shard):
+                yield archive.layout.records(shard), 0, _shard.SEAL_BYTES, key
+                mask = archive.layout.mask(shard)
+                size = archive.store.size(mask) or 0
+                yield mask, size - _shard.index_bytes(archive.grid.shard**2), size, key
                 for name, found in (
                     (archive.layout.records(shard), reader._record_spans()),
                     (archive.layout.mask(shard), reader._mask_spans()),
@@ -85,6 +91,24 @@ def spans(path: Path) -> Iterator[tuple[str, int, int, TileKey]]:
                     span = found[archive.layout.slot(key)]
                     if span:
                         yield name, span[0], span[0] + span[1], key
+
+
+def tile_of_object(path: Path) -> dict[str, TileKey]:
+    """The tile, by the name of each object but the zarr.json files, of an archive with shards of one tile."""
+    with open_archive(path) as archive:
+        return {name: shard for shard in archive.grid.shards() for name in archive.layout.objects(shard)}
+
+
+def check_names(report: Report, tile: TileKey | None, owner: TileKey | None, where: str) -> None:
+    """owner: the tile that is damaged, if one is.  tile: the one whose shard is, which every problem has to name."""
+    assert not report.ok, where
+    assert report.damaged == (() if owner is None else (owner,)), f"{where}: {report.problems}"
+    for problem in report.problems:
+        if owner is None and tile is not None:
+            assert problem.shard == tile, f"{where}: {problem}"
+            assert f"(tile {tile})" in problem.message
+        elif owner is None:
+            assert problem.shard is None, f"{where}: {problem}"
 
 
 def flip(data: bytes, place: int, bit: int) -> bytes:
@@ -104,6 +128,7 @@ def test_a_whole_archive_has_no_problem(small: Path, large: Path) -> None:
 def test_any_flipped_byte_of_a_folder_is_found_and_named(small: Path, tmp_path: Path) -> None:
     path = Path(shutil.copytree(small, tmp_path / "copy.ditic"))
     owners = {(name, at): key for name, first, end, key in spans(small) for at in range(first, end)}
+    tiles = tile_of_object(small)
     rng = np.random.default_rng(1)
     tried = 0
     for place in objects(path):
@@ -111,9 +136,7 @@ def test_any_flipped_byte_of_a_folder_is_found_and_named(small: Path, tmp_path: 
         for at in range(len(data)):
             place.write_bytes(flip(data, at, int(rng.integers(8))))
             report = verify(path)
-            owner = owners.get((name, at))
-            assert not report.ok, f"byte {at} of {name}"
-            assert report.damaged == (() if owner is None else (owner,)), f"byte {at} of {name}: {report.problems}"
+            check_names(report, tiles.get(name), owners.get((name, at)), f"byte {at} of {name}")
             assert {problem.name for problem in report.problems} == {name}
             tried += 1
         place.write_bytes(data)
@@ -126,7 +149,11 @@ def test_any_flipped_byte_of_a_zip_is_found_and_named(small: Path, tmp_path: Pat
     path.write_bytes(whole)
     with open_archive(path) as archive:
         store = archive.store
-        owners = {}
+        owners, tiles = {}, dict[int, TileKey]()
+        for name, tile in tile_of_object(path).items():
+            size = len(store.get(name, 0, store.size(name) or 0))
+            start = store._starts[name]  # type: ignore[attr-defined]
+            tiles.update(dict.fromkeys(range(start, start + size), tile))
         for name, first, end, key in spans(path):
             store.get(name, 0, 1)
             start = store._starts[name]  # type: ignore[attr-defined]
@@ -135,9 +162,7 @@ def test_any_flipped_byte_of_a_zip_is_found_and_named(small: Path, tmp_path: Pat
     for at in range(len(whole)):
         path.write_bytes(flip(whole, at, int(rng.integers(8))))
         report = verify(path)
-        owner = owners.get(at)
-        assert not report.ok, f"byte {at}"
-        assert report.damaged == (() if owner is None else (owner,)), f"byte {at}: {report.problems}"
+        check_names(report, tiles.get(at), owners.get(at), f"byte {at}")
 
 
 def test_every_other_tile_reads_when_a_byte_of_the_zip_wrapper_is_flipped(small: Path, tmp_path: Path) -> None:
@@ -158,7 +183,7 @@ def test_records_exchanged_within_a_shard_are_named(copy: Path) -> None:
     """The index is made anew, so that nothing but the records' own keys can tell."""
     place = copy / "records/c/0/0/0"
     data = place.read_bytes()
-    chunks = [data[first:end] for name, first, end, _ in spans(copy) if name == "records/c/0/0/0"]
+    chunks = [data[first:end] for name, first, end, _ in spans(copy) if name == "records/c/0/0/0" and first]
     chunks[1], chunks[3] = chunks[3], chunks[1]
     place.write_bytes(b"".join(_shard.pack_chunks(chunks, data[:8])))
     assert kinds(verify(copy).problems) == {("checksum", "0,1"), ("checksum", "1,1")}
@@ -178,10 +203,14 @@ def test_shards_exchanged_name_all_their_tiles(copy: Path) -> None:
 
 
 @pytest.mark.parametrize("names", [("mask/c/0/0/0", "mask/c/0/1/1"), ("preview/c/0/0/0", "preview/c/0/2/2")])
-def test_masks_and_previews_exchanged_break_the_seal(copy: Path, names: tuple[str, str]) -> None:
+def test_masks_and_previews_exchanged_break_the_seal_of_all_tiles(copy: Path, names: tuple[str, str]) -> None:
     exchange(*(copy / name for name in names))
     report = verify(copy)
-    assert [problem.kind for problem in report.problems] == ["seal", "seal"]
+    with open_archive(copy) as archive:
+        shards = (TileKey(*map(int, name.split("/")[-2:])) for name in names)
+        tiles = sorted(key for shard in shards for key in archive.grid.tiles_of(shard))
+    assert {problem.kind for problem in report.problems} == {"seal"}
+    assert report.damaged == tuple(tiles)
 
 
 def test_lost_shortened_and_lengthened_objects_are_named(copy: Path) -> None:
@@ -197,11 +226,35 @@ def test_lost_shortened_and_lengthened_objects_are_named(copy: Path) -> None:
     assert verify(copy).ok
 
 
-def test_a_lost_shard_names_each_of_its_tiles(copy: Path) -> None:
-    (copy / "records/c/1/1/0").unlink()
+@pytest.mark.parametrize("name", ["records/c/1/1/0", "mask/c/0/1/1"])
+def test_a_lost_shard_or_mask_names_each_of_its_tiles(copy: Path, name: str) -> None:
+    (copy / name).unlink()
     report = verify(copy)
     assert kinds(report.problems) == {("missing", name) for name in ("2,2", "2,3", "3,2", "3,3")}
     assert report.tiles == 72
+
+
+def test_a_damaged_index_names_the_shards_tiles_and_says_which_records_are_left(copy: Path) -> None:
+    place = copy / "records/c/1/1/0"
+    whole = place.read_bytes()
+    place.write_bytes(flip(whole, len(whole) - 30, 0))
+    (problem,) = verify(copy).problems
+    assert problem.shard == TileKey(1, 1)
+    assert problem.message == (
+        "the index of the records of shard 1,1 (tiles 2,2 to 3,3) is damaged; the records are there"
+    )
+    assert verify(copy).to_json()["problems"][0]["shard"] == "1,1"
+    place.write_bytes(whole[: len(whole) // 2])
+    report = verify(copy)
+    assert report.damaged
+    assert f"; {4 - len(report.damaged)} of 4 records are found" in report.problems[0].message
+
+
+def test_a_lost_preview_names_the_shards_tiles_and_damages_none(copy: Path) -> None:
+    (copy / "preview/c/0/1/1").unlink()
+    (problem,) = verify(copy).problems
+    assert (problem.kind, problem.key, problem.shard) == ("missing", None, TileKey(1, 1))
+    assert problem.message.startswith("preview of shard 1,1 (tiles 2,2 to 3,3): ")
 
 
 def test_a_record_of_another_archive_is_named(copy: Path, tmp_path: Path) -> None:
@@ -262,17 +315,35 @@ def test_a_manifest_that_cannot_be_read_is_a_problem_and_no_archive_is_an_error(
         verify(tmp_path / "nothing")
 
 
-def test_problems_without_end_stop_the_search(large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def claiming(large: Path, path: Path, *, complete: bool) -> Path:
+    """An archive of nothing but a manifest, that claims 2^24 x 2^24 pixels."""
     with open_archive(large) as archive:
         image = replace(archive.manifest.image, height=2**24, width=2**24)
-        settings = replace(archive.manifest, image=image, shard=8, complete=False)
-    create_archive(tmp_path / "a.ditic", settings).close()
-    group = tmp_path / "a.ditic/zarr.json"
-    attributes = {KEY: settings.finished().to_json(), **settings.attributes}
-    group.write_text(json.dumps({"attributes": attributes, "node_type": "group", "zarr_format": 3}))
-    report = verify(tmp_path / "a.ditic")
+        settings = replace(archive.manifest, image=image, shard=8, complete=complete)
+    attributes = {KEY: settings.to_json(), **settings.attributes}
+    path.mkdir()
+    (path / "zarr.json").write_bytes(group_document(attributes))
+    return path
+
+
+def test_a_huge_archive_of_nothing_is_seen_at_once_and_its_lost_tiles_are_counted(large: Path, tmp_path: Path) -> None:
+    report = verify(claiming(large, tmp_path / "a.ditic", complete=True))
+    assert {problem.kind for problem in report.problems} == {"missing"}
+    assert len(report.damaged) == module.MAX_PROBLEMS
+    assert len(report.damaged) + report.unlisted == report.tiles == 2**32
+    assert report.to_json()["unlisted"] == report.unlisted
+    report = verify(claiming(large, tmp_path / "b.ditic", complete=False))
+    assert kinds(report.problems) == {("incomplete", None)}
+    assert report.tiles == 0
+
+
+def test_problems_without_end_stop_the_search(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_PROBLEMS", 6)
+    for place in (copy / "records").rglob("c/*/*/0"):
+        place.write_bytes(b"")
+    report = verify(copy)
     assert report.stopped
-    assert len(report.problems) == module.MAX_PROBLEMS
+    assert len(report.problems) == 6
 
 
 def test_a_deeper_check_sees_each_coded_record_and_its_errors_name_the_tile(large: Path) -> None:
