@@ -6,11 +6,12 @@ Also sorts the pictures of a file: the scene, its mask, overviews, and what a wh
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
+from ditic_stream._tiff_channels import channel_pages
 from ditic_stream._tiff_tags import MAX_FIELD_BYTES, MAX_SEGMENTS, Ifd
 from ditic_stream.errors import SourceError
 from ditic_stream.tiling import MAX_SIDE
@@ -243,6 +244,35 @@ def _numbers(ifd: Ifd, code: int, total: int) -> npt.NDArray[np.uint64]:
     return values.astype(np.uint64)
 
 
+def join_channels(layouts: list[Layout]) -> Layout:
+    """One picture whose bands lie in pages of their own: to a reader, planes of a band-interleaved one.
+
+    Raises SourceError unless the pages agree in all but where their strips or tiles lie.
+    """
+    first = layouts[0]
+    if len(layouts) > MAX_BANDS:
+        raise SourceError(f"{len(layouts)} channels are more than {MAX_BANDS}; split the bands over several files")
+    for number, layout in enumerate(layouts):
+        if layout.samples != 1 or _manner(layout) != _manner(first):
+            raise SourceError(
+                f"channel {number} is stored unlike the first (size, type, strips or compression) or is not one band; "
+                "join the channels as bands of one picture first"
+            )
+    return replace(
+        first, samples=len(layouts), planar=True, extrasamples=(),
+        offsets=np.concatenate([layout.offsets for layout in layouts]),
+        counts=np.concatenate([layout.counts for layout in layouts]),
+    )  # fmt: skip
+
+
+def _manner(layout: Layout) -> tuple[object, ...]:
+    return (
+        layout.height, layout.width, layout.dtype, layout.bits, layout.compression, layout.predictor,
+        layout.photometric, layout.tiled, layout.segment_height, layout.segment_width, layout.lsb_first, layout.tables,
+        layout.ifd.ints(50674),
+    )  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True)
 class Pages:
     """The pictures of a file by what they are for."""
@@ -250,6 +280,10 @@ class Pages:
     scene: Ifd
     mask: Ifd | None
     notes: tuple[str, ...]
+    channels: tuple[Ifd, ...] = ()
+    """The page of each band where bands have pages of their own."""
+    in_order: bool = False
+    """True when these pages lie in the order of their bands, so that what is said of them stays true."""
 
 
 def sort_pages(ifds: list[Ifd]) -> Pages:
@@ -259,10 +293,15 @@ def sort_pages(ifds: list[Ifd]) -> Pages:
     """
     scene, mask = ifds[0], None
     size = (scene.number(257, 0), scene.number(256, 0))
-    slide = scene.text(270, 2**16).startswith("Aperio")
+    description = scene.text(270)
+    slide = description.startswith("Aperio")
+    full = [number for number, page in enumerate(ifds) if not _role(page)]
+    order = channel_pages(description, len(full)) if full == list(range(len(full))) else ()
     overviews, extras = (1 if 330 in scene.fields else 0), []
     for number, page in enumerate(ifds[1:], start=1):
         role = _role(page)
+        if number in order:
+            continue
         if role & 4:
             if not role & 1 and (page.number(257, 0), page.number(256, 0)) == size and mask is None:
                 mask = page
@@ -282,7 +321,7 @@ def sort_pages(ifds: list[Ifd]) -> Pages:
     notes = ["overviews are not kept: they can be built again from the scene"] if overviews else []
     if extras:
         notes.append(f"the slide's {', '.join(extras)} {'pictures are' if len(extras) > 1 else 'picture is'} not kept")
-    return Pages(scene, mask, tuple(notes))
+    return Pages(scene, mask, tuple(notes), tuple(ifds[number] for number in order), order == tuple(sorted(order)))
 
 
 def _role(page: Ifd) -> int:

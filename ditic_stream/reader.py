@@ -24,14 +24,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ditic_stream._tiff_geo import geo_of
-from ditic_stream._tiff_layout import Layout, layout_of, sort_pages
+from ditic_stream._tiff_layout import Layout, join_channels, layout_of, sort_pages
 from ditic_stream._tiff_segments import TiffRaster
 from ditic_stream._tiff_tags import Ifd, LocalFile, Readable, branches_to_json, fields_to_json, read_ifds
 from ditic_stream.errors import SourceError
 from ditic_stream.geometry import Window
 
 Array = npt.NDArray[Any]
-NODATA_FIELD, COLORMAP = 42113, 320
+NODATA_FIELD, COLORMAP, DESCRIPTION = 42113, 320, 270
 READ_BYTES = 2**20
 """Bytes hashed at a time."""
 
@@ -196,9 +196,14 @@ def _open_tiff(path: Path, file: Readable, expand_palette: bool) -> Source:
     notes = [*pages.notes, *_sidecars(path)]
     palette = pages.scene.number(262, 1) == 3 and expand_palette
     layout = layout_of(pages.scene, palette=palette)
+    if len(pages.channels) > 1:
+        layout = join_channels([layout_of(page) for page in pages.channels])
     fields, left = fields_to_json(pages.scene)
     branches, lost = branches_to_json(pages.scene)
     notes += left + lost
+    if pages.channels and not pages.in_order:
+        fields = [field for field in fields if field["code"] != DESCRIPTION]
+        notes.append("the description is not kept: it names pages that come back in the order of their channels")
     nodata = _nodata(pages.scene, layout.dtype)
     alpha = None if palette else _alpha(layout)
     mask: Raster | None = None
@@ -223,6 +228,7 @@ def _open_tiff(path: Path, file: Readable, expand_palette: bool) -> Source:
         "photometric": photometric,
         "extrasamples": list(extras),
         "planar": layout.planar,
+        **({"pages": True} if len(pages.channels) > 1 and pages.in_order else {}),
         "alpha": None if alpha is None else alpha.index,
         "mask": mask is not None,
         "fields": fields,

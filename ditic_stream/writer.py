@@ -15,7 +15,7 @@ from typing import Any
 
 from ditic_stream._output import Output, checked
 from ditic_stream._png_output import PngOutput
-from ditic_stream._tiff_geo import crop_fields, geo_of
+from ditic_stream._tiff_geo import DESCRIPTION, crop_fields, geo_of
 from ditic_stream._tiff_output import TiffOutput
 from ditic_stream._zarr_output import ZarrOutput
 from ditic_stream.config import DTYPES
@@ -79,7 +79,10 @@ def crop_metadata(metadata: dict[str, Any], window: Window) -> dict[str, Any]:
     fields = checked(metadata, "fields", (list,), [])
     try:
         moved = crop_fields(fields, row=window.row, col=window.col)
-        return {**metadata, "fields": moved, "geo": geo_of(moved)}
+        cut = {**metadata, "fields": moved, "geo": geo_of(moved)}
+        if not any(field["code"] == DESCRIPTION for field in moved):
+            cut.pop("pages", None)  # without the description that says what they are, pages would be several pictures
+        return cut
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise FormatError("the kept TIFF fields are not readable; distrust the archive") from error
 

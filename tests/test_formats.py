@@ -21,7 +21,7 @@ from ditic_stream.errors import SourceError
 from ditic_stream.geometry import Window
 from ditic_stream.radiometry import Radiometry, from_network, join_alpha, mask_of, read_window, survey, to_network
 from ditic_stream.reader import Source, open_source
-from ditic_stream.writer import open_output
+from ditic_stream.writer import crop_metadata, open_output
 
 Array = npt.NDArray[Any]
 ROOT = Path(__file__).resolve().parents[1]
@@ -276,3 +276,31 @@ def test_a_mask_that_gdal_writes_into_the_file_comes_back(tmp_path: Path, dtype:
         bring_back(source, tmp_path / "b.tif", survey(source))
     assert_same_about(tmp_path / "a.tif", tmp_path / "b.tif")
     assert_same_masks(tmp_path / "a.tif", tmp_path / "b.tif")
+
+
+@pytest.mark.parametrize("kind", ["ome", "imagej"])
+def test_channels_in_pages_come_back_in_pages_with_the_description_that_is_true_of_them(
+    tmp_path: Path, kind: str
+) -> None:
+    pixels, options = smooth(4, "uint16"), {kind: True}
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="minisblack", metadata={"axes": "CYX"}, **options)
+    with open_source(tmp_path / "a.tif") as source:
+        bring_back(source, tmp_path / "b.tif", survey(source))
+    with tifffile.TiffFile(tmp_path / "a.tif") as old, tifffile.TiffFile(tmp_path / "b.tif") as new:
+        assert len(new.pages) == 4
+        assert new.series[0].axes == old.series[0].axes == "CYX"
+        assert new.pages.first.description == old.pages.first.description
+        np.testing.assert_array_equal(new.asarray(), pixels)
+    with open_source(tmp_path / "b.tif") as again:
+        assert (again.bands, again.dtype) == (4, "uint16")
+
+
+def test_a_cut_of_channels_in_pages_is_one_picture_once_its_description_is_gone(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", smooth(3, "uint8"), ome=True, metadata={"axes": "CYX"})
+    window = Window(row=9, col=5, height=40, width=50)
+    with open_source(tmp_path / "a.tif") as source:
+        cut, pixels = crop_metadata(source.metadata, window), source.read(window)
+    with open_output(tmp_path / "b.tif", height=40, width=50, bands=3, dtype="uint8", metadata=cut) as output:
+        output.write(Window(row=0, col=0, height=40, width=50), pixels)
+    with open_source(tmp_path / "b.tif") as again:
+        np.testing.assert_array_equal(again.read(Window(row=0, col=0, height=40, width=50)), pixels)

@@ -165,11 +165,88 @@ def test_absent_tiles_read_as_nodata(tmp_path: Path) -> None:
     assert_windows_equal(tmp_path / "a.tif", whole)
 
 
-def test_ome_tiff_of_one_picture_is_read_and_of_several_is_refused(tmp_path: Path) -> None:
-    planes = np.stack([picture(1)[..., 0]] * 3)
-    tifffile.imwrite(tmp_path / "several.ome.tif", planes, photometric="minisblack", metadata={"axes": "CYX"})
-    with pytest.raises(SourceError, match="3 pictures"):
-        open_source(tmp_path / "several.ome.tif")
+def channels(count: int, dtype: str) -> Array:
+    """A seeded picture (bands, rows, columns)."""
+    return np.ascontiguousarray(bands_first(picture(count, dtype)))
+
+
+@pytest.mark.parametrize("kind", ["ome", "imagej"])
+@pytest.mark.parametrize("codec", [None, "zlib"])
+@pytest.mark.parametrize("cut", [{"tile": (128, 128)}, {"rowsperstrip": 16}], ids=["tiles", "strips"])
+@pytest.mark.parametrize(("count", "dtype"), [(2, "uint8"), (3, "uint16"), (5, "uint8")])
+def test_channels_in_pages_of_their_own_are_read_as_bands(
+    tmp_path: Path, kind: str, codec: str | None, cut: dict[str, Any], count: int, dtype: str
+) -> None:
+    tifffile.imwrite(
+        tmp_path / "a.tif", channels(count, dtype), photometric="minisblack", compression=codec,
+        metadata={"axes": "CYX"}, **{kind: True}, **cut,
+    )  # fmt: skip
+    with tifffile.TiffFile(tmp_path / "a.tif") as file:
+        assert len(file.pages) == count
+    assert_windows_equal(tmp_path / "a.tif", tifffile.imread(tmp_path / "a.tif"))
+
+
+def ome_xml(blocks: str, *, size_c: int = 3, size_z: int = 1, size_t: int = 1) -> str:
+    return (
+        '<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Image ID="Image:0">'
+        f'<Pixels ID="Pixels:0" DimensionOrder="XYZTC" Type="uint8" SizeX="{WIDTH}" SizeY="{HEIGHT}" '
+        f'SizeC="{size_c}" SizeZ="{size_z}" SizeT="{size_t}">{blocks}</Pixels></Image></OME>'
+    )
+
+
+def write_pages(path: Path, pages: list[Array], description: str) -> None:
+    with tifffile.TiffWriter(path) as file:
+        for number, page in enumerate(pages):
+            said = description if number == 0 else None
+            file.write(page, photometric="minisblack", description=said, metadata=None)
+
+
+def test_ome_channels_are_taken_from_the_pages_that_tiff_data_names(tmp_path: Path) -> None:
+    planes = channels(3, "uint8")
+    blocks = "".join(f'<TiffData FirstC="{channel}" IFD="{page}"/>' for channel, page in enumerate((2, 0, 1)))
+    write_pages(tmp_path / "a.tif", [planes[1], planes[2], planes[0]], ome_xml(blocks))
+    assert_windows_equal(tmp_path / "a.tif", planes)
+    with open_source(tmp_path / "a.tif") as source:
+        assert any("description is not kept" in note for note in source.warnings)
+        assert "pages" not in source.metadata
+
+
+@pytest.mark.parametrize(
+    ("description", "words"),
+    [
+        (ome_xml("", size_c=1, size_z=3), "3 planes in depth"),
+        (ome_xml("", size_c=1, size_t=3), "3 moments in time"),
+        (ome_xml("", size_c=4), "4 channels"),
+        (ome_xml('<TiffData IFD="1" PlaneCount="3"/>'), "3 channels"),
+        (ome_xml('<TiffData IFD="one"/>'), "numbers"),
+        (ome_xml("", size_c=3)[:-9], "OME-XML cannot be read"),
+        ("<!DOCTYPE OME [<!ENTITY a 'b'>]>" + ome_xml(""), "entities"),
+        (ome_xml("").replace("</OME>", '<Image ID="Image:1"><Pixels/></Image></OME>'), "3 pictures"),
+        ("ImageJ=1.53\nimages=3\nslices=3\n", "3 planes in depth"),
+        ("ImageJ=1.53\nimages=3\nframes=3\n", "3 moments in time"),
+        ("ImageJ=1.53\nimages=9\nchannels=9\n", "9 pictures, 3 are listed"),
+        ("ImageJ=1.53\nimages=3\n", "3 pictures"),
+        ("", "3 pictures"),
+    ],
+)
+def test_pages_that_are_not_channels_of_one_picture_are_refused_with_advice(
+    tmp_path: Path, description: str, words: str
+) -> None:
+    write_pages(tmp_path / "a.tif", list(channels(3, "uint8")), description)
+    with pytest.raises(SourceError, match=words) as caught:
+        open_source(tmp_path / "a.tif")
+    assert len(str(caught.value)) < 300
+
+
+def test_channels_of_unlike_pages_are_refused_with_advice(tmp_path: Path) -> None:
+    planes = channels(3, "uint8")
+    write_pages(tmp_path / "a.tif", [planes[0], planes[1], planes[2, 1:]], ome_xml(""))
+    with pytest.raises(SourceError, match="channel 2 is stored unlike"):
+        open_source(tmp_path / "a.tif")
+
+
+def test_ome_tiff_of_one_page_is_read_with_its_overviews_left(tmp_path: Path) -> None:
+    planes = channels(3, "uint8")
     tifffile.imwrite(
         tmp_path / "one.ome.tif", planes, photometric="minisblack", planarconfig="separate", metadata={"axes": "CYX"}
     )
