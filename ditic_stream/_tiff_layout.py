@@ -293,11 +293,16 @@ def sort_pages(ifds: list[Ifd]) -> Pages:
     """
     scene, mask = ifds[0], None
     size = (scene.number(257, 0), scene.number(256, 0))
+    if _role(scene) & 1:
+        raise SourceError(
+            f"the first picture, {size[0]} x {size[1]} pixels, is marked as a reduced one, as in raw photos; "
+            "save the full picture as a file of its own"
+        )
     description = scene.text(270)
     slide = description.startswith("Aperio")
     full = [number for number, page in enumerate(ifds) if not _role(page)]
     order = channel_pages(description, len(full)) if full == list(range(len(full))) else ()
-    overviews, extras = (1 if 330 in scene.fields else 0), []
+    overviews, extras = scene.branches(330), []
     for number, page in enumerate(ifds[1:], start=1):
         role = _role(page)
         if number in order:
@@ -312,16 +317,38 @@ def sort_pages(ifds: list[Ifd]) -> Pages:
         elif slide and 322 not in page.fields:
             extras.append({1: "label", 9: "macro"}.get(role, "thumbnail"))
         elif role & 1 or slide:
-            overviews += 1
+            overviews.append(page)
         else:
             raise SourceError(
                 f"the file holds {len(ifds)} pictures, page {number} of {page.number(257, 0)} x {page.number(256, 0)} "
                 "pixels beside the first; save each as a file of its own, or as bands of one picture"
             )
-    notes = ["overviews are not kept: they can be built again from the scene"] if overviews else []
+    notes = _notes_on(overviews, scene)
     if extras:
         notes.append(f"the slide's {', '.join(extras)} {'pictures are' if len(extras) > 1 else 'picture is'} not kept")
     return Pages(scene, mask, tuple(notes), tuple(ifds[number] for number in order), order == tuple(sorted(order)))
+
+
+def _notes_on(overviews: list[Ifd], scene: Ifd) -> list[str]:
+    """What to say of pictures that are left behind; SourceError when one cannot be an overview of the scene."""
+    notes: dict[str, None] = {}
+    height, width = scene.number(257, 0), scene.number(256, 0)
+    for page in overviews:
+        size = (page.number(257, 0), page.number(256, 0))
+        if size[0] > height or size[1] > width or (size == (height, width) and not _role(page)):
+            raise SourceError(
+                f"the file holds a picture of {size[0]} x {size[1]} pixels beside the first of {height} x {width}, "
+                "of which it is no overview; save each as a file of its own"
+            )
+        if _role(page) & 4 or _samples(page) == _samples(scene):
+            notes["overviews are not kept: they can be built again from the scene"] = None
+        else:
+            notes["a small picture of other bands or another type beside the scene is not kept"] = None
+    return list(notes)
+
+
+def _samples(page: Ifd) -> tuple[int, set[int], set[int]]:
+    return page.number(277, 1), set(page.ints(258)) or {1}, set(page.ints(339)) or {1}
 
 
 def _role(page: Ifd) -> int:

@@ -259,6 +259,34 @@ def test_ome_tiff_of_one_page_is_read_with_its_overviews_left(tmp_path: Path) ->
         assert any("overviews" in note for note in source.warnings)
 
 
+def test_a_first_page_marked_as_reduced_is_refused_for_the_scene_lies_elsewhere(tmp_path: Path) -> None:
+    with tifffile.TiffWriter(tmp_path / "raw.dng.tif") as file:  # the layout of a DNG
+        file.write(picture()[::8, ::8], photometric="rgb", subfiletype=1, subifds=1, metadata=None)
+        file.write(picture(), photometric="rgb", metadata=None)
+    with pytest.raises(SourceError, match="marked as a reduced one"):
+        open_source(tmp_path / "raw.dng.tif")
+
+
+@pytest.mark.parametrize("place", ["page", "subifd"])
+@pytest.mark.parametrize("marked", [True, False], ids=["marked", "unmarked"])
+def test_a_picture_that_can_be_no_overview_is_not_left_behind(tmp_path: Path, place: str, marked: bool) -> None:
+    small = picture()[::8, ::8]
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        file.write(small, photometric="rgb", subifds=int(place == "subifd"), metadata=None)
+        file.write(picture(1)[..., 0], photometric="minisblack", subfiletype=int(marked), metadata=None)
+    words = "no overview" if marked or place == "subifd" else "2 pictures"
+    with pytest.raises(SourceError, match=words):
+        open_source(tmp_path / "a.tif")
+
+
+def test_a_preview_of_other_bands_is_named_as_what_it_is(tmp_path: Path) -> None:
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        file.write(picture(1, "uint16")[..., 0], photometric="minisblack", metadata=None)
+        file.write(picture()[::8, ::8], photometric="rgb", subfiletype=1, metadata=None)
+    with open_source(tmp_path / "a.tif") as source:
+        assert source.warnings == ("a small picture of other bands or another type beside the scene is not kept",)
+
+
 def test_whole_slide_gives_level_0_and_names_what_it_leaves(tmp_path: Path) -> None:
     with tifffile.TiffWriter(tmp_path / "slide.svs") as file:
         base = picture()
