@@ -137,6 +137,7 @@ def compress(
     _check_rate(quality, bpp, size)
     folder = target if dry_run else _folder(target, overwrite)
     with open_source(source, expand_palette=expand_palette) as scene:
+        scene.check()
         grid = Grid(height=scene.height, width=scene.width, config=config)
         jobs = grid.shard_rows * grid.shard_cols
         pixels = grid.height * grid.width

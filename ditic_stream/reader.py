@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -78,13 +80,14 @@ class Source:
         mask: Raster | None,
         metadata: dict[str, Any],
         warnings: tuple[str, ...],
+        checker: Callable[[], None] | None = None,
     ) -> None:
         self.name, self.size, self._file = name, file.size, file
         self.height, self.width, self.dtype = height, width, dtype
         self.bands = samples - (alpha is not None)
         self.alpha, self.has_mask, self.metadata, self.warnings = alpha, mask is not None, metadata, warnings
         self.nodata: tuple[float | int | None, ...] | None = None if nodata is None else (nodata,) * self.bands
-        self._raster, self._mask = raster, mask
+        self._raster, self._mask, self._checker = raster, mask, checker
         self._last: tuple[Window, Array] | None = None
 
     def read(self, window: Window) -> Array:
@@ -105,6 +108,15 @@ class Source:
             return None
         mask = self._pixels(self._mask, window)[0]
         return np.where(mask != 0, np.uint8(255), np.uint8(0))
+
+    def check(self) -> None:
+        """Find damage that a decoder would pass over and that needs the whole file: in a JPEG.  Reading finds the rest.
+
+        Raises SourceError.  The first window read does the same, unless the source was opened as `checked`.
+        """
+        if self._checker is not None:
+            with self._named():
+                self._checker()
 
     def digest(self) -> str:
         """SHA-256 of the file's bytes in hexadecimal; reads the whole file, a megabyte at a time."""
@@ -139,16 +151,24 @@ class Source:
         return samples
 
     def _pixels(self, raster: Raster, window: Window) -> Array:
-        try:
+        with self._named():
             return raster.read(window.within(self.height, self.width))
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
         except SourceError as error:
             raise SourceError(f"{self.name}: {error.message}") from error
+        except MemoryError as error:
+            raise SourceError(f"{self.name}: reading it needs more memory than there is") from error
 
 
-def open_source(uri: str | Path, *, expand_palette: bool = False) -> Source:
+def open_source(uri: str | Path, *, expand_palette: bool = False, checked: bool = False) -> Source:
     """Open a scene by its path.
 
     expand_palette: turn the indexes of a palette picture into RGB, which is what comes back then.
+    checked: another process has called `check`, which takes time and memory, and this one need not.
     Raises SourceError, one sentence with advice, when the file cannot be read, or could not be given back as it was.
     """
     path = _local(uri)
@@ -161,11 +181,12 @@ def open_source(uri: str | Path, *, expand_palette: bool = False) -> Source:
             from ditic_stream._picture import open_picture
 
             picture = open_picture(file, expand_palette)
+            picture.checked = checked
             return Source(
                 name=path.name, file=file, raster=picture, height=picture.height, width=picture.width,
                 samples=picture.samples, dtype=picture.dtype, nodata=None, mask=None, metadata=picture.metadata,
                 alpha=AlphaInfo(picture.samples - 1, picture.dtype, False) if picture.has_alpha else None,
-                warnings=picture.warnings + _sidecars(path),
+                warnings=picture.warnings + _sidecars(path), checker=picture.check,
             )  # fmt: skip
         raise SourceError("the file is neither TIFF, PNG nor JPEG; convert it first, e.g. with gdal_translate")
     except SourceError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import random
 import struct
@@ -493,6 +494,70 @@ def test_truncated_jpeg_is_refused_when_it_is_opened(tmp_path: Path) -> None:
     (tmp_path / "b.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:-100])
     with pytest.raises(SourceError, match="truncated"):
         open_source(tmp_path / "b.jpg")
+
+
+def noisy(height: int = HEIGHT, width: int = WIDTH, samples: int = 3) -> Array:
+    """A seeded picture whose JPEG has many codes."""
+    rows, cols = np.mgrid[:height, :width]
+    noise = np.random.default_rng(5).integers(0, 60, (height, width, samples))
+    return np.clip(noise + (rows + cols)[..., None] % 180, 0, 255).astype(np.uint8)
+
+
+def jpeg_of(pixels: Array, **options: Any) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels.squeeze()).save(file, "JPEG", **options)
+    return file.getvalue()
+
+
+JPEG_DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "cut": lambda data: data[: len(data) // 2],
+    "cut, with an end marker": lambda data: data[: len(data) // 2] + b"\xff\xd9",
+    "cut, with the thumbnail's end near": lambda data: data[:2] + b"\xff\xe1\x00\x08\xff\xd8\x00\x00\xff\xd9"
+    + data[2 : len(data) // 2],
+    "second half zeroed": lambda data: data[: len(data) // 2] + bytes(len(data) - len(data) // 2 - 2) + b"\xff\xd9",
+    "last bytes lost": lambda data: data[:-6] + b"\xff\xd9",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", JPEG_DAMAGE)
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 1}])
+@pytest.mark.parametrize("samples", [1, 3])
+def test_a_jpeg_whose_codes_do_not_fill_its_pixels_is_refused(
+    tmp_path: Path, damage: str, options: dict[str, Any], samples: int
+) -> None:
+    if damage == "second half zeroed" and "progressive" in options:
+        return  # zeros stand for pixels too; see the words about what no one can see
+    (tmp_path / "a.jpg").write_bytes(JPEG_DAMAGE[damage](jpeg_of(noisy(samples=samples), **options)))
+    with pytest.raises(SourceError, match=r"a\.jpg: .*fetch (it|the file) again"):
+        open_source(tmp_path / "a.jpg").read(Window(row=0, col=0, height=1, width=1))
+    with pytest.raises(SourceError, match=r"a\.jpg: .*fetch (it|the file) again"):
+        open_source(tmp_path / "a.jpg").check()
+
+
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
+@pytest.mark.parametrize("side", [1, 7, 8, 17, 64])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"optimize": True}, {"restart_marker_blocks": 2}])
+def test_a_whole_jpeg_passes_whatever_surrounds_it(
+    tmp_path: Path, side: int, subsampling: str, options: dict[str, Any]
+) -> None:
+    for pixels in (noisy(side, 64), np.full((side, 64, 3), 255, np.uint8)):
+        data = jpeg_of(pixels, subsampling=subsampling, **options)
+        (tmp_path / "a.jpg").write_bytes(data[:-2] + bytes(7) + b"\xff\xff\xd9" + b"what a phone appends \xff\xd8")
+        assert_windows_equal(tmp_path / "a.jpg", bands_first(np.asarray(Image.open(io.BytesIO(data)))))
+
+
+@pytest.mark.parametrize("damage", [name for name in JPEG_DAMAGE if "thumbnail" not in name])
+def test_a_damaged_jpeg_tile_of_a_tiff_is_refused_by_its_place(tmp_path: Path, damage: str) -> None:
+    whole = [jpeg_of(noisy(64, 64, 3) + np.uint8(n)) for n in range(4)]
+    tiles = [*whole[:2], JPEG_DAMAGE[damage](whole[2]), whole[3]]
+    tifffile.imwrite(
+        tmp_path / "a.tif", iter(tiles), shape=(128, 128, 3), dtype="uint8", tile=(64, 64), photometric="ycbcr",
+        compression="jpeg", metadata=None,
+    )  # fmt: skip
+    with open_source(tmp_path / "a.tif") as source:
+        source.read(Window(row=0, col=0, height=64, width=128))
+        with pytest.raises(SourceError, match="tile 2 at row 64, column 0: JPEG data is damaged"):
+            source.read(Window(row=64, col=0, height=1, width=1))
 
 
 # hostile files
