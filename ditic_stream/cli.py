@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from ditic_stream import console
+from ditic_stream._paths import local_path
 from ditic_stream.geometry import Window
 
 app = typer.Typer(
@@ -29,7 +30,9 @@ app = typer.Typer(
 models = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The networks and weights at hand.")
 app.add_typer(models, name="models")
 
-Archive = Annotated[Path, typer.Argument(help="An archive: a folder NAME.ditic or a file NAME.ditic.zip.")]
+Archive = Annotated[
+    Path, typer.Argument(parser=local_path, help="An archive: a folder NAME.ditic or a file NAME.ditic.zip.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print results as JSON, one object a line.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary; errors only.")]
 Workers = Annotated[
@@ -69,9 +72,12 @@ def _common(
 
 @app.command(short_help="Compress a scene into an archive, or resume.")
 def compress(
-    scene: Annotated[Path, typer.Argument(help="The scene: TIFF of any ordinary kind, PNG or JPEG.")],
+    scene: Annotated[
+        Path, typer.Argument(parser=local_path, help="The scene: TIFF of any ordinary kind, PNG or JPEG.")
+    ],
     archive: Annotated[
-        Path | None, typer.Argument(help="NAME.ditic or NAME.ditic.zip (default: SCENE with .ditic).")
+        Path | None,
+        typer.Argument(parser=local_path, help="NAME.ditic or NAME.ditic.zip (default: SCENE with .ditic)."),
     ] = None,
     quality: Annotated[
         int | None, typer.Option(min=1, max=100, help="1 (smallest) to 100 (best); 50 unless --bpp or --size is given.")
@@ -139,7 +145,8 @@ def compress(
 def decompress(
     archive: Archive,
     out: Annotated[
-        Path | None, typer.Argument(help="NAME.tif, NAME.zarr or NAME.png (default: NAME.decoded.tif).")
+        Path | None,
+        typer.Argument(parser=local_path, help="NAME.tif, NAME.zarr or NAME.png (default: NAME.decoded.tif)."),
     ] = None,
     workers: Workers = None,
     device: Device = "cpu",
@@ -173,7 +180,9 @@ def decompress(
 @app.command(short_help="Decode one window into a file.")
 def region(
     archive: Archive,
-    out: Annotated[Path, typer.Argument(help="NAME.tif, NAME.png or NAME.npy (rows, columns, bands).")],
+    out: Annotated[
+        Path, typer.Argument(parser=local_path, help="NAME.tif, NAME.png or NAME.npy (rows, columns, bands).")
+    ],
     window: Annotated[
         str | None, typer.Option(metavar="COL,ROW,WIDTH,HEIGHT", help="Pixels, counted from the upper left.")
     ] = None,
@@ -268,7 +277,7 @@ def verify(
 
 @app.command(short_help="Measure an archive against its scene.")
 def compare(
-    scene: Annotated[Path, typer.Argument(help="The scene the archive was made from.")],
+    scene: Annotated[Path, typer.Argument(parser=local_path, help="The scene the archive was made from.")],
     archive: Archive,
     min_psnr: Annotated[float | None, typer.Option(help="Leave with 1 when PSNR is lower, dB.")] = None,
     min_ms_ssim: Annotated[float | None, typer.Option(help="Leave with 1 when MS-SSIM is lower.")] = None,

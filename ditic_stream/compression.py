@@ -24,6 +24,7 @@ from ditic_stream._encoding import Describe, EncodeShard, Receipt, area, peak_me
 from ditic_stream._forecast import CodeWindows, Forecast, Forecaster, at, spread
 from ditic_stream._layout import Layout
 from ditic_stream._lock import hold, release
+from ditic_stream._paths import local_path
 from ditic_stream._store import LOCK, PARTIAL
 from ditic_stream.archive import create_archive, open_archive, pack_zip
 from ditic_stream.bitstream import EMPTY
@@ -133,7 +134,7 @@ def compress(
     LockedError while another run writes it.
     """
     began = time.monotonic()
-    config, target = GridConfig(tile=tile, overlap=overlap), Path(archive)
+    config, target = GridConfig(tile=tile, overlap=overlap), local_path(archive)
     _check_rate(quality, bpp, size)
     folder = target if dry_run else _folder(target, overwrite)
     with open_source(source, expand_palette=expand_palette) as scene:

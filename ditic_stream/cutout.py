@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ditic_stream._paths import local_path
 from ditic_stream.archive import Archive, open_archive
 from ditic_stream.errors import ConfigError, StorageError, WindowError
 from ditic_stream.geometry import Window
@@ -59,7 +60,7 @@ def region(
     Raises ConfigError when neither or both are given, `out` exists or the scene has no transform; WindowError outside
     the scene; StorageError when `out` cannot be written; and what decoding raises.
     """
-    began, target = time.monotonic(), Path(out)
+    began, target = time.monotonic(), local_path(out)
     if (window is None) == (bbox is None):
         raise ConfigError("a region needs a window or a bbox; give one of the two")
     with open_archive(archive) as opened:

@@ -25,6 +25,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from ditic_stream._paths import local_path
 from ditic_stream._tiff_geo import geo_of
 from ditic_stream._tiff_layout import Layout, join_channels, layout_of, sort_pages
 from ditic_stream._tiff_segments import TiffRaster
@@ -165,13 +166,13 @@ class Source:
 
 
 def open_source(uri: str | Path, *, expand_palette: bool = False, checked: bool = False) -> Source:
-    """Open a scene by its path.
+    """Open a scene by its path or file:// URI.
 
     expand_palette: turn the indexes of a palette picture into RGB, which is what comes back then.
     checked: another process has called `check`, which takes time and memory, and this one need not.
     Raises SourceError, one sentence with advice, when the file cannot be read, or could not be given back as it was.
     """
-    path = _local(uri)
+    path = local_path(uri)
     file = LocalFile(path)
     try:
         head = file.read_at(0, 16)
@@ -198,17 +199,6 @@ def open_source(uri: str | Path, *, expand_palette: bool = False, checked: bool 
     except BaseException:
         file.close()
         raise
-
-
-def _local(uri: str | Path) -> Path:
-    text = str(uri)
-    if text.startswith("file://"):
-        from urllib.parse import unquote, urlparse
-
-        return Path(unquote(urlparse(text).path))
-    if "://" in text:
-        raise SourceError(f"{text} is not a local path; fetch the file first")
-    return Path(text)
 
 
 def _open_tiff(path: Path, file: Readable, expand_palette: bool) -> Source:

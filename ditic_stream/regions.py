@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ditic_stream._decoding import Damage, OnError, Pixels, Progress, Strip, check_whole, decode, finish
+from ditic_stream._paths import local_path
 from ditic_stream._rendering import codec_of, decode_tile, render_window
 from ditic_stream.archive import Archive, open_archive
 from ditic_stream.blend import Blender, windows_of
@@ -225,7 +226,7 @@ def decompress(
     StorageError when it cannot be written, and then nothing is left under its name.
     """
     began, damage = time.monotonic(), Damage()
-    target = Path(out)
+    target = local_path(out)
     with open_archive(archive) as opened:
         manifest, grid = opened.manifest, opened.grid
         window = grid.scene if window is None else window.within(grid.height, grid.width)
