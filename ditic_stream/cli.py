@@ -500,7 +500,9 @@ def _window(col: int, row: int, width: int, height: int) -> Window:
 
 
 def _report_damage(result: Any, quiet: bool) -> None:
-    """Filled tiles and those their loss reached, on stderr even when quiet: they are errors that were let pass."""
+    """What the file does not keep; filled tiles, on stderr even when quiet: they are errors that were let pass."""
+    for warning in result.warnings:
+        console.note(f"warning: {warning}", quiet=quiet)
     for name, what in (("damaged", "filled: damaged or lost"), ("degraded", "degraded by a neighbour")):
         keys = [str(key) for key in getattr(result, name)]
         if keys:

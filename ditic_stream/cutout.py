@@ -19,6 +19,7 @@ from ditic_stream.archive import Archive, open_archive
 from ditic_stream.errors import ConfigError, StorageError, WindowError
 from ditic_stream.geometry import Window
 from ditic_stream.regions import OnError, decompress, open_scene
+from ditic_stream.writer import not_kept
 
 Box = tuple[float, float, float, float]
 SLACK = 1e-6
@@ -38,6 +39,8 @@ class Cutout:
     dtype: str
     damaged: tuple[str, ...]
     degraded: tuple[str, ...]
+    warnings: tuple[str, ...]
+    """What of the scene the file does not keep, one sentence each."""
     seconds: float
 
 
@@ -68,6 +71,7 @@ def region(
             window = window_of(opened, bbox, bbox_crs)
         assert window is not None
         image = opened.manifest.image
+        warnings = not_kept(target, opened.manifest.source.metadata)
         window.within(image.height, image.width)
     if target.suffix.lower() == ".npy":
         damaged, degraded = _write_array(archive, target, window, device, on_error, overwrite)
@@ -78,7 +82,8 @@ def region(
         damaged, degraded = result.damaged, result.degraded
     return Cutout(
         out=str(target), row=window.row, col=window.col, height=window.height, width=window.width, bands=image.bands,
-        dtype=image.dtype, damaged=damaged, degraded=degraded, seconds=round(time.monotonic() - began, 3),
+        dtype=image.dtype, damaged=damaged, degraded=degraded, warnings=warnings,
+        seconds=round(time.monotonic() - began, 3),
     )  # fmt: skip
 
 

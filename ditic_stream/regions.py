@@ -30,7 +30,7 @@ from ditic_stream.geometry import TileKey, Window
 from ditic_stream.latents import Cells, Latent, LatentCache, assemble
 from ditic_stream.radiometry import Radiometry
 from ditic_stream.summary import bits_per_pixel, rate
-from ditic_stream.writer import Output, crop_metadata, open_output
+from ditic_stream.writer import Output, crop_metadata, not_kept, open_output
 
 if TYPE_CHECKING:
     from ditic_stream.codec import TileCodec
@@ -56,6 +56,8 @@ class Result:
     """Tiles ("row,col") that were filled, since their record or mask is lost or damaged."""
     degraded: tuple[str, ...]
     """Their neighbours, which are whole but for the pixels within the overlap of a damaged one."""
+    warnings: tuple[str, ...]
+    """What of the scene the file does not keep, one sentence each."""
     seconds: float
 
 
@@ -254,6 +256,7 @@ def decompress(
             dtype=manifest.image.dtype,
             damaged=tuple(str(key) for key in sorted(damage.tiles)),
             degraded=tuple(str(key) for key in damage.degraded(opened)),
+            warnings=not_kept(target, metadata),
             seconds=round(time.monotonic() - began, 3),
         )
 

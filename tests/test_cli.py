@@ -86,6 +86,16 @@ def test_region_to_png_holds_the_same_pixels(sample, ditic, tmp_path):
     np.testing.assert_array_equal(pixels, tifffile.imread(sample.decoded)[20:68, 10:74])
 
 
+def test_what_a_png_and_an_array_do_not_keep_is_said_on_stderr(sample, ditic, tmp_path):
+    for name in ("a.png", "a.npy"):
+        done = ditic("region", sample.archive, tmp_path / name, "--window", "10,20,64,48", "--json")
+        sentence = f"{name} does not keep coordinates; a .tif or .zarr does"
+        assert f"warning: {sentence}\n" in done.err
+        assert json.loads(done.out)["warnings"] == [sentence]
+    done = ditic("region", sample.archive, tmp_path / "a.tif", "--window", "10,20,64,48", "--json")
+    assert (json.loads(done.out)["warnings"], done.err) == ([], "")
+
+
 def test_info_and_verify_load_neither_torch_nor_zarr_nor_tifffile(sample):
     program = (
         "import sys; from ditic_stream import cli\n"
