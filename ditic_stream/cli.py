@@ -2,7 +2,7 @@
 
 Results on stdout (`--json`: one object a line), progress and errors on stderr.  Exit 0 done, 1 failed in one line with
 its kind, 2 usage, 130 interrupted.  Everything heavy is imported inside the verb that needs it: `info` and `verify`
-start without torch, zarr and tifffile.
+start without torch and zarr.
 """
 
 from __future__ import annotations
