@@ -37,6 +37,14 @@ JPEG_IN_TIFF = {
 GDAL_CANNOT = {"ome__OS-1-detail.ome.tif"}
 """GDAL opens it and fails to read it."""
 
+REFUSED = {
+    "bits__tiled-gray-i1.tif", "cmyk__tiled-cmyk-i8.tif", "complex__slc.tif", "float__image_nan.tif",
+    "lab__hopper.Lab.tif", "multipage__multipage.tiff", "orient__g4_orientation_5.tif", "palette__cog_cmap.tif",
+    "palette__image_colormap.tif", "palette__palette-1c-8b.tiff", "tile__tiled-oversize-gray-i8.tif",
+}  # fmt: skip
+"""Kinds that could not come back.  Hostile files are refused but for one, whose strips say too much of their height."""
+HARMLESS = "hostile__tiff_overflow_rows_per_strip.tif"
+
 
 def as_parameters(names: list[str]) -> list[Any]:
     return [pytest.param(name, marks=[pytest.mark.slow] if name in LARGE else []) for name in names]
@@ -74,15 +82,15 @@ def test_a_real_file_comes_back_as_gdal_saw_it_or_is_refused_in_one_sentence(
     shared: Path, tmp_path: Path, name: str
 ) -> None:
     path = shared / "data" / "scenes" / name
-    try:
-        source = open_source(path)
-    except SourceError as error:
-        text = str(error)
+    if name in REFUSED or (name.startswith("hostile") and name != HARMLESS):
+        with pytest.raises(SourceError) as caught:
+            open_source(path)
+        text = str(caught.value)
         assert text.startswith(f"{name}: ")
         assert "\n" not in text
         assert len(text) < 300
         return
-    with source:
+    with open_source(path) as source:
         radiometry = survey(source)
         bring_back(source, tmp_path / "a.tif", radiometry)
         exact = source.dtype != "float32" and not clipped(source, radiometry)
