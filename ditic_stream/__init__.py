@@ -7,7 +7,7 @@
         pixels = scene[2048:2560, 1024:1536]          # (rows, columns, bands)
     ditic_stream.decompress("scene.ditic", "scene.decoded.tif")
 
-Importing this loads nothing else; torch, zarr and tifffile come with the first call that needs them.
+Importing this loads nothing else; torch, zarr and imagecodecs come with the first call that needs them.
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ class EncodeShard:
 
         manifest = self.manifest
         codec = load_codec(self.model, device=self.device)
-        with one_thread(), open_source(self.source, expand_palette=self.expand_palette) as source:
+        with one_thread(), open_source(self.source, expand_palette=self.expand_palette, checked=True) as source:
             image = manifest.image
             coder = TileCoder(
                 source=source,
@@ -196,9 +196,11 @@ class TileCoder:
         inner = (slice(None), *look.inner)
         preview = block_means(look.units[(slice(None), *inner)], look.planes[inner], self.radiometry)
         beyond = outside(look.pixels[inner], look.planes[inner], self.radiometry)
-        coded = None if look.blank else self.codec.encode(look.units, look.inner, self.q)
+        units, place, mask, blank = look.units, look.inner, look.mask, look.blank
+        del look  # its pixels, as large as the units: two of them and the networks together are too much for many bands
+        coded = None if blank else self.codec.encode(units, place, self.q)
         record = pack_record(self.record(key, coded))
-        return CodedTile(record=record, empty=look.blank, mask=look.mask, preview=preview, outside=beyond)
+        return CodedTile(record=record, empty=blank, mask=mask, preview=preview, outside=beyond)
 
     def record(self, key: TileKey, coded: Coded | None) -> Record:
         """The record of a tile; without symbols an empty one."""

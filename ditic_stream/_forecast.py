@@ -86,7 +86,7 @@ class CodeWindows:
 
         manifest = self.manifest
         codec = load_codec(self.model, device=self.device)
-        with one_thread(), open_source(self.source, expand_palette=self.expand_palette) as source:
+        with one_thread(), open_source(self.source, expand_palette=self.expand_palette, checked=True) as source:
             coder = TileCoder(
                 source=source,
                 codec=codec,

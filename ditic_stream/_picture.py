@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ditic_stream._jpeg import check_codes, end_of
 from ditic_stream._tiff_tags import (
     MAX_FIELD_BYTES,
     MemoryFile,
@@ -57,6 +58,8 @@ class Picture:
         self._pixels: Array | None = None
         self.parts: list[tuple[int, int]] = [(0, file.size)]
         """(offset, size) of what the decoder is given."""
+        self.checked = False
+        """True once `check` has passed, here or in the process that handed the picture on."""
 
     def describe(self, fields: dict[int, dict[str, Any]], branches: dict[str, Any], notes: list[str]) -> Picture:
         """Set metadata and warnings."""
@@ -78,15 +81,28 @@ class Picture:
         part = self._pixels[window.row : window.row_end, window.col : window.col_end]
         return np.ascontiguousarray(part.transpose(2, 0, 1))
 
+    def check(self) -> None:
+        """Raise SourceError when a JPEG is damaged in a way that its decoder would pass over."""
+        if not self.checked:
+            self._data()
+
     def close(self) -> None:
         self._pixels = None
+
+    def _data(self) -> bytes:
+        """What the decoder is given, checked once."""
+        data = b"".join(self._file.read_at(offset, size) for offset, size in self.parts)
+        if self._driver == "jpeg" and data.count(b"\xff\xda") > MAX_SCANS:
+            raise SourceError(f"the JPEG has more than {MAX_SCANS} scans; the file is damaged, or made to waste time")
+        if self._driver == "jpeg" and not self.checked:
+            check_codes(data)
+        self.checked = True
+        return data
 
     def _decode(self) -> Array:
         import imagecodecs
 
-        data = b"".join(self._file.read_at(offset, size) for offset, size in self.parts)
-        if self._driver == "jpeg" and data.count(b"\xff\xda") > MAX_SCANS:
-            raise SourceError(f"the JPEG has more than {MAX_SCANS} scans; the file is damaged, or made to waste time")
+        data = self._data()
         try:
             pixels: Array = imagecodecs.png_decode(data) if self._driver == "png" else imagecodecs.jpeg8_decode(data)
         except MemoryError as error:
@@ -219,10 +235,11 @@ def _open_jpeg(file: Readable) -> Picture:
         raise SourceError(f"JPEG of {bits} bits is not read; convert it to a 16-bit .tif first")
     if samples not in (1, 3):
         raise SourceError(f"JPEG of {samples} components (CMYK or the like) is not read; convert it to RGB first")
-    tail = file.read_at(max(0, file.size - 2**16), 2**16)
-    if b"\xff\xd9" not in tail:
+    end = end_of(file)
+    if end is None:
         raise SourceError("the JPEG has no end marker; the file is truncated, fetch it again")
     picture = Picture(file, "jpeg", height=height, width=width, samples=samples, dtype="uint8", alpha=False)
+    picture.parts = [(0, end)]  # what follows belongs to others, or to nobody
     fields, branches, notes = _exif(exif)
     if profiles:
         fields[ICC] = raw_field(ICC, UNDEFINED, b"".join(profiles[number] for number in sorted(profiles)))

@@ -51,7 +51,7 @@ def needs_survey(source: Readable) -> bool:
 def survey(source: Readable, strips: Iterable[Window] | None = None) -> Radiometry:
     """Read the scene once, by windows, and choose maps and planes.  8-bit bands are x / 255, never stretched.
 
-    strips: windows that cover the scene; blocks of at most 32 MB when None.  Nothing is read where `needs_survey` is
+    strips: windows that cover the scene; `blocks` when None.  Nothing is read where `needs_survey` is
     False.
     Raises SourceError when pixels cannot be read.
     """
@@ -88,8 +88,14 @@ def survey(source: Readable, strips: Iterable[Window] | None = None) -> Radiomet
 
 
 def blocks(source: Readable, *, rows: int = 512, limit: int = 2**25) -> Iterator[Window]:
-    """Windows that cover a scene row by row, each of at most `limit` bytes of pixels where 512 columns allow."""
-    wide = max(512, limit // (rows * source.bands * np.dtype(source.dtype).itemsize) // 512 * 512)
+    """Windows that cover a scene row by row, each of at most `limit` bytes of pixels over all bands.
+
+    Many bands get up to four times that, 128 MB: lower windows would have every tile of the file decoded again.
+    """
+    pixel = source.bands * np.dtype(source.dtype).itemsize
+    while rows > 1 and rows * 512 * pixel > 4 * limit:
+        rows //= 2
+    wide = max(512, limit // (rows * pixel) // 512 * 512)
     for row in range(0, source.height, rows):
         for col in range(0, source.width, wide):
             yield Window(row=row, col=col, height=min(rows, source.height - row), width=min(wide, source.width - col))

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ditic_stream._jpeg import check_codes
 from ditic_stream._tiff_layout import CODECS, PICTURE_CODECS, Layout
 from ditic_stream.errors import SourceError
 
@@ -91,6 +92,7 @@ def _decode_picture(layout: Layout, data: bytes) -> Array:
         _check_size(layout, jpeg_size(data))
         if data.count(b"\xff\xda") > MAX_SCANS:
             raise SourceError(f"a segment holds a JPEG of more than {MAX_SCANS} scans; it is made to waste time")
+        check_codes(data, layout.tables)
         stored, wanted = _jpeg_colours(layout, data)
         pixels: Array = imagecodecs.jpeg_decode(data, tables=layout.tables, colorspace=stored, outcolorspace=wanted)
     elif name == "JPEG 2000":

@@ -6,11 +6,12 @@ Also sorts the pictures of a file: the scene, its mask, overviews, and what a wh
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
+from ditic_stream._tiff_channels import channel_pages
 from ditic_stream._tiff_tags import MAX_FIELD_BYTES, MAX_SEGMENTS, Ifd
 from ditic_stream.errors import SourceError
 from ditic_stream.tiling import MAX_SIDE
@@ -243,6 +244,35 @@ def _numbers(ifd: Ifd, code: int, total: int) -> npt.NDArray[np.uint64]:
     return values.astype(np.uint64)
 
 
+def join_channels(layouts: list[Layout]) -> Layout:
+    """One picture whose bands lie in pages of their own: to a reader, planes of a band-interleaved one.
+
+    Raises SourceError unless the pages agree in all but where their strips or tiles lie.
+    """
+    first = layouts[0]
+    if len(layouts) > MAX_BANDS:
+        raise SourceError(f"{len(layouts)} channels are more than {MAX_BANDS}; split the bands over several files")
+    for number, layout in enumerate(layouts):
+        if layout.samples != 1 or _manner(layout) != _manner(first):
+            raise SourceError(
+                f"channel {number} is stored unlike the first (size, type, strips or compression) or is not one band; "
+                "join the channels as bands of one picture first"
+            )
+    return replace(
+        first, samples=len(layouts), planar=True, extrasamples=(),
+        offsets=np.concatenate([layout.offsets for layout in layouts]),
+        counts=np.concatenate([layout.counts for layout in layouts]),
+    )  # fmt: skip
+
+
+def _manner(layout: Layout) -> tuple[object, ...]:
+    return (
+        layout.height, layout.width, layout.dtype, layout.bits, layout.compression, layout.predictor,
+        layout.photometric, layout.tiled, layout.segment_height, layout.segment_width, layout.lsb_first, layout.tables,
+        layout.ifd.ints(50674),
+    )  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True)
 class Pages:
     """The pictures of a file by what they are for."""
@@ -250,6 +280,10 @@ class Pages:
     scene: Ifd
     mask: Ifd | None
     notes: tuple[str, ...]
+    channels: tuple[Ifd, ...] = ()
+    """The page of each band where bands have pages of their own."""
+    in_order: bool = False
+    """True when these pages lie in the order of their bands, so that what is said of them stays true."""
 
 
 def sort_pages(ifds: list[Ifd]) -> Pages:
@@ -259,10 +293,20 @@ def sort_pages(ifds: list[Ifd]) -> Pages:
     """
     scene, mask = ifds[0], None
     size = (scene.number(257, 0), scene.number(256, 0))
-    slide = scene.text(270, 2**16).startswith("Aperio")
-    overviews, extras = (1 if 330 in scene.fields else 0), []
+    if _role(scene) & 1:
+        raise SourceError(
+            f"the first picture, {size[0]} x {size[1]} pixels, is marked as a reduced one, as in raw photos; "
+            "save the full picture as a file of its own"
+        )
+    description = scene.text(270)
+    slide = description.startswith("Aperio")
+    full = [number for number, page in enumerate(ifds) if not _role(page)]
+    order = channel_pages(description, len(full)) if full == list(range(len(full))) else ()
+    overviews, extras = scene.branches(330), []
     for number, page in enumerate(ifds[1:], start=1):
         role = _role(page)
+        if number in order:
+            continue
         if role & 4:
             if not role & 1 and (page.number(257, 0), page.number(256, 0)) == size and mask is None:
                 mask = page
@@ -273,16 +317,38 @@ def sort_pages(ifds: list[Ifd]) -> Pages:
         elif slide and 322 not in page.fields:
             extras.append({1: "label", 9: "macro"}.get(role, "thumbnail"))
         elif role & 1 or slide:
-            overviews += 1
+            overviews.append(page)
         else:
             raise SourceError(
                 f"the file holds {len(ifds)} pictures, page {number} of {page.number(257, 0)} x {page.number(256, 0)} "
                 "pixels beside the first; save each as a file of its own, or as bands of one picture"
             )
-    notes = ["overviews are not kept: they can be built again from the scene"] if overviews else []
+    notes = _notes_on(overviews, scene)
     if extras:
         notes.append(f"the slide's {', '.join(extras)} {'pictures are' if len(extras) > 1 else 'picture is'} not kept")
-    return Pages(scene, mask, tuple(notes))
+    return Pages(scene, mask, tuple(notes), tuple(ifds[number] for number in order), order == tuple(sorted(order)))
+
+
+def _notes_on(overviews: list[Ifd], scene: Ifd) -> list[str]:
+    """What to say of pictures that are left behind; SourceError when one cannot be an overview of the scene."""
+    notes: dict[str, None] = {}
+    height, width = scene.number(257, 0), scene.number(256, 0)
+    for page in overviews:
+        size = (page.number(257, 0), page.number(256, 0))
+        if size[0] > height or size[1] > width or (size == (height, width) and not _role(page)):
+            raise SourceError(
+                f"the file holds a picture of {size[0]} x {size[1]} pixels beside the first of {height} x {width}, "
+                "of which it is no overview; save each as a file of its own"
+            )
+        if _role(page) & 4 or _samples(page) == _samples(scene):
+            notes["overviews are not kept: they can be built again from the scene"] = None
+        else:
+            notes["a small picture of other bands or another type beside the scene is not kept"] = None
+    return list(notes)
+
+
+def _samples(page: Ifd) -> tuple[int, set[int], set[int]]:
+    return page.number(277, 1), set(page.ints(258)) or {1}, set(page.ints(339)) or {1}
 
 
 def _role(page: Ifd) -> int:

@@ -2,7 +2,8 @@
 
 In: blocks of rows.  Out: classic TIFF or BigTIFF; tiles of 512 x 512 under Deflate with a predictor, since every reader
 of TIFF opens that (Zstandard is smaller by a few percent and unknown to many); the mask as a picture of its own, one
-bit a pixel, as GDAL reads it.  Tiles lie in the file in row-major order and the directories at the end.
+bit a pixel, as GDAL reads it; bands that had pages of their own have them again.  Tiles lie in the file in row-major
+order and the directories at the end.
 
 Why not a library: strips are pushed here, tifffile pulls; and fields come back with their own types and bytes.
 """
@@ -48,7 +49,8 @@ class TiffOutput(Output):
         overwrite: bool,
     ) -> None:
         self._photometric, self._extras = colours_of(metadata, samples)
-        self._planar = bool(checked(metadata, "planar", (bool,), False)) and samples > 1
+        self._pages = bool(checked(metadata, "pages", (bool,), False)) and samples > 1 and self._photometric in (0, 1)
+        self._planar = (bool(checked(metadata, "planar", (bool,), False)) or self._pages) and samples > 1
         self._fields = fields_from_json(metadata.get("fields", []))
         self._branches = {
             code: fields_from_json(metadata[name], branch=True) for name, code in BRANCHES.items() if metadata.get(name)
@@ -132,19 +134,17 @@ class TiffOutput(Output):
 
     def _finish(self) -> None:
         assert self._file is not None
-        bits = self.dtype.itemsize * 8
-        form = {"u": 1, "i": 2, "f": 3}[self.dtype.kind]
-        predictor = 3 if form == 3 else 2
-        own = [
-            *self._structure(0, self.samples, bits, self._photometric, self._offsets, self._counts),
-            shorts(284, [2 if self._planar else 1]), shorts(317, [predictor]), shorts(339, [form] * self.samples),
-        ]  # fmt: skip
-        if self._extras:
-            own.append(shorts(338, self._extras))
+        if self._pages:
+            places = zip(self._offsets, self._counts, strict=True)
+            own, *further = (self._picture(1, offsets, counts) for offsets, counts in places)
+        else:
+            own, further = self._picture(self.samples, self._offsets, self._counts), []
+            if self._extras:
+                own.append(shorts(338, self._extras))
         for code, entries in self._branches.items():
             start, _ = self._directory(entries, None)
             own.append((code, LONG8, 1, struct.pack("<Q", start)) if self.big else longs(code, [start]))
-        directories = [own + self._fields]
+        directories = [own + self._fields, *further]
         if self.has_mask:
             directories.append(self._structure(4, 1, 1, 4, self._mask_offsets, self._mask_counts))
         link = 8 if self.big else 4
@@ -153,6 +153,15 @@ class TiffOutput(Output):
         self._file.flush()
         os.fsync(self._file.fileno())
         self._release()
+
+    def _picture(self, samples: int, offsets: Array, counts: Array) -> list[Entry]:
+        """What says how the pixels of the scene are stored, or those of one of its bands."""
+        form = {"u": 1, "i": 2, "f": 3}[self.dtype.kind]
+        return [
+            *self._structure(0, samples, self.dtype.itemsize * 8, self._photometric, offsets, counts),
+            shorts(284, [2 if self._planar and samples > 1 else 1]), shorts(317, [3 if form == 3 else 2]),
+            shorts(339, [form] * samples),
+        ]  # fmt: skip
 
     def _structure(
         self, role: int, samples: int, bits: int, photometric: int, offsets: Array, counts: Array

@@ -167,8 +167,11 @@ class Ifd:
 
     def branch(self, code: int) -> Ifd | None:
         """The directory a pointer field leads to, None when there is no such field."""
-        offset = self.number(code, 0)
-        return _read_ifd(self.file, self.order, self.big, offset)[0] if offset else None
+        return next(iter(self.branches(code)), None)
+
+    def branches(self, code: int) -> list[Ifd]:
+        """The directories a field of pointers leads to, [] when there is no such field."""
+        return [_read_ifd(self.file, self.order, self.big, offset)[0] for offset in self.ints(code, MAX_IFDS) if offset]
 
     def text(self, code: int, limit: int = MAX_FIELD_BYTES) -> str:
         """The text of a field up to its first NUL, "" when it is absent or longer than `limit` bytes."""

@@ -21,6 +21,7 @@ from typing import Self
 import numpy as np
 
 from ditic_stream._layout import PREVIEW_SCALE, Layout, read_manifest
+from ditic_stream._paths import local_path
 from ditic_stream._shard import ShardReader, Uint8, pack_mask
 from ditic_stream._store import PARTIAL, FolderStore, Store
 from ditic_stream._writer import ArchiveWriter, ShardBytes, ShardWriter, remove_archive
@@ -58,7 +59,7 @@ def create_archive(path: str | Path, manifest: Manifest, *, overwrite: bool = Fa
     Takes the archive's lock, which lasts until `close` or the death of this process.  A complete archive is refused
     without `overwrite`, and so is a partial one of other settings.  Raises ConfigError, LockedError or StorageError.
     """
-    return ArchiveWriter(Path(path), manifest, overwrite=overwrite)
+    return ArchiveWriter(local_path(path), manifest, overwrite=overwrite)
 
 
 def open_archive(path: str | Path) -> Archive:
@@ -66,7 +67,7 @@ def open_archive(path: str | Path) -> Archive:
 
     Raises SourceError when there is none, FormatError (or one of its kinds) when it cannot be trusted.
     """
-    place = Path(path)
+    place = local_path(path)
     store: Store
     if place.is_dir():
         store = FolderStore(place)
@@ -90,7 +91,7 @@ def pack_zip(folder: str | Path, out: str | Path, *, overwrite: bool = False) ->
     The zip holds the archive's objects and nothing else that may lie in the folder.  ConfigError when the archive is
     not complete or `out` exists and `overwrite` is not set, StorageError when there is no room.
     """
-    target = Path(out)
+    target = local_path(out)
     if target.exists() and not (overwrite and target.is_file()):
         raise ConfigError(f"{target} exists; choose another name or overwrite it")
     with open_archive(folder) as archive:

@@ -2,7 +2,7 @@
 
 Results on stdout (`--json`: one object a line), progress and errors on stderr.  Exit 0 done, 1 failed in one line with
 its kind, 2 usage, 130 interrupted.  Everything heavy is imported inside the verb that needs it: `info` and `verify`
-start without torch, zarr and tifffile.
+start without torch and zarr.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from ditic_stream import console
+from ditic_stream._paths import local_path
 from ditic_stream.errors import ConfigError
 from ditic_stream.geometry import Window
 
@@ -30,7 +31,9 @@ app = typer.Typer(
 models = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The networks and weights at hand.")
 app.add_typer(models, name="models")
 
-Archive = Annotated[Path, typer.Argument(help="An archive: a folder NAME.ditic or a file NAME.ditic.zip.")]
+Archive = Annotated[
+    Path, typer.Argument(parser=local_path, help="An archive: a folder NAME.ditic or a file NAME.ditic.zip.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print results as JSON, one object a line.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary; errors only.")]
 Workers = Annotated[
@@ -75,9 +78,12 @@ def _common(
 
 @app.command(short_help="Compress a scene into an archive, or resume.")
 def compress(
-    scene: Annotated[Path, typer.Argument(help="The scene: TIFF of any ordinary kind, PNG or JPEG.")],
+    scene: Annotated[
+        Path, typer.Argument(parser=local_path, help="The scene: TIFF of any ordinary kind, PNG or JPEG.")
+    ],
     archive: Annotated[
-        Path | None, typer.Argument(help="NAME.ditic or NAME.ditic.zip (default: SCENE with .ditic).")
+        Path | None,
+        typer.Argument(parser=local_path, help="NAME.ditic or NAME.ditic.zip (default: SCENE with .ditic)."),
     ] = None,
     quality: Annotated[
         int | None, typer.Option(min=1, max=100, help="1 (smallest) to 100 (best); 50 unless --bpp or --size is given.")
@@ -147,7 +153,10 @@ def compress(
 def decompress(
     archive: Archive,
     out: Annotated[
-        Path | None, typer.Argument(help="NAME.tif, NAME.zarr, NAME.png or NAME.npy (default: NAME.decoded.tif).")
+        Path | None,
+        typer.Argument(
+            parser=local_path, help="NAME.tif, NAME.zarr, NAME.png or NAME.npy (default: NAME.decoded.tif)."
+        ),
     ] = None,
     workers: Workers = None,
     device: Device = "cpu",
@@ -181,7 +190,10 @@ def decompress(
 @app.command(short_help="Decode one window into a file.")
 def region(
     archive: Archive,
-    out: Annotated[Path, typer.Argument(help="NAME.tif, NAME.zarr, NAME.png or NAME.npy (rows, columns, bands).")],
+    out: Annotated[
+        Path,
+        typer.Argument(parser=local_path, help="NAME.tif, NAME.zarr, NAME.png or NAME.npy (rows, columns, bands)."),
+    ],
     window: Annotated[
         str | None, typer.Option(metavar="COL,ROW,WIDTH,HEIGHT", help="Pixels, counted from the upper left.")
     ] = None,
@@ -279,7 +291,7 @@ def verify(
 
 @app.command(short_help="Measure an archive against its scene.")
 def compare(
-    scene: Annotated[Path, typer.Argument(help="The scene the archive was made from.")],
+    scene: Annotated[Path, typer.Argument(parser=local_path, help="The scene the archive was made from.")],
     archive: Archive,
     min_psnr: Annotated[float | None, typer.Option(help="Leave with 1 when PSNR is lower, dB.")] = None,
     min_ms_ssim: Annotated[float | None, typer.Option(help="Leave with 1 when MS-SSIM is lower.")] = None,
@@ -510,7 +522,10 @@ def _window(col: int, row: int, width: int, height: int) -> Window:
 
 
 def _report_damage(result: Any, quiet: bool) -> None:
-    """Filled tiles and those their loss reached, on stderr even when quiet: they are errors that were let pass."""
+    """What the file does not keep; filled tiles and those their loss reached, on stderr even when quiet: errors
+    that were let pass."""
+    for warning in result.warnings:
+        console.note(f"warning: {warning}", quiet=quiet)
     lost = [key for key in result.damaged if key not in set(result.uncoded)]
     for keys, what in (
         (lost, "filled: damaged or lost"),

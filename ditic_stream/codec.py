@@ -95,12 +95,12 @@ class TileCodec:
         if wrong := [q for q in qs if not 0 <= q <= Q_MAX]:
             raise ConfigError(f"q {wrong[0]} is outside 0..{Q_MAX}; it is a sixteenth of a rate level")
         height, width = pixels.shape[2:]
-        pad = ((0, 0), (0, 0), (0, -height % CELL), (0, -width % CELL))
-        padded = np.pad(pixels, pad, mode="reflect")
+        pad = ((0, 0), (0, -height % CELL), (0, -width % CELL))
         row, col = core[0].start // CELL, core[1].start // CELL
         rows, cols = cells(core[0].stop) - row, cells(core[1].stop) - col
         features = []
-        for group in torch.from_numpy(padded).to(self.device).split(1):
+        for units in pixels:  # one after the other: a copy of all groups would double the memory of many bands
+            group = torch.from_numpy(np.pad(units, pad, mode="reflect")[None]).to(self.device)
             whole = self.network.encoder(group.contiguous(memory_format=torch.channels_last))
             features.append(whole[:, :, row : row + rows, col : col + cols])
         return [self._push(features, q) for q in qs]
@@ -133,12 +133,13 @@ class TileCodec:
 
         anchor: (row, column) of the window on the scene's latent grid, where attention windows are anchored.
         """
-        gain, pictures = self._gain(q), []
+        gain = self._gain(q)
+        out = np.empty((len(values), 3, values.shape[2] * CELL, values.shape[3] * CELL), np.float32)
         level = torch.tensor([q / Q_STEPS], device=self.device)
         for group in range(len(values)):
             noisy = torch.from_numpy(values[group : group + 1]).to(self.device).float() / (gain * 16)
             error = self._spread[torch.from_numpy(scales[group : group + 1]).to(self.device).int()] / gain
             noisy, error = (t.contiguous(memory_format=torch.channels_last) for t in (noisy, error))
             latent = self.network.step(noisy, error, self.network.codec.feature_std, anchor)
-            pictures.append(self.network.decoder(latent, level).contiguous().cpu())
-        return torch.cat(pictures).numpy()
+            out[group] = self.network.decoder(latent, level)[0].cpu().numpy()
+        return out

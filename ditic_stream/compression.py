@@ -24,6 +24,7 @@ from ditic_stream._encoding import Describe, EncodeShard, Receipt, area, peak_me
 from ditic_stream._forecast import CodeWindows, Forecast, Forecaster, at, spread
 from ditic_stream._layout import Layout
 from ditic_stream._lock import hold, release
+from ditic_stream._paths import local_path
 from ditic_stream._store import LOCK, PARTIAL
 from ditic_stream.archive import ArchiveWriter, create_archive, open_archive, pack_zip, remove_archive
 from ditic_stream.bitstream import EMPTY
@@ -33,7 +34,7 @@ from ditic_stream.executors import Executor, executor_for
 from ditic_stream.geometry import TileKey
 from ditic_stream.manifest import Image, Manifest, ModelRef, SourceRef
 from ditic_stream.radiometry import survey
-from ditic_stream.reader import Source, local_path, open_source
+from ditic_stream.reader import Source, open_source
 from ditic_stream.summary import bits_per_pixel, rate
 from ditic_stream.tiling import Grid
 
@@ -134,7 +135,7 @@ def compress(
     run writes it.
     """
     began = time.monotonic()
-    config, target = GridConfig(tile=tile, overlap=overlap), Path(archive)
+    config, target = GridConfig(tile=tile, overlap=overlap), local_path(archive)
     _check_rate(quality, bpp, size)
     if local_path(source).is_file():
         keep_apart(target, local_path(source))
@@ -145,6 +146,7 @@ def compress(
         settled = None if bpp or size else quality or QUALITY
         _require_same(target, there, _expected(there, local_path(source), config, settled))
     with open_source(source, expand_palette=expand_palette) as scene:
+        scene.check()
         grid = Grid(height=scene.height, width=scene.width, config=config)
         jobs = grid.shard_rows * grid.shard_cols
         pixels = grid.height * grid.width

@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from ditic_stream._paths import local_path
 from ditic_stream.archive import Archive, open_archive
 from ditic_stream.errors import ConfigError, WindowError
 from ditic_stream.geometry import Window
@@ -35,6 +36,8 @@ class Cutout:
     damaged: tuple[str, ...]
     uncoded: tuple[str, ...]
     degraded: tuple[str, ...]
+    warnings: tuple[str, ...]
+    """What of the scene the file does not keep, one sentence each."""
     seconds: float
 
 
@@ -57,7 +60,7 @@ def region(
     Raises ConfigError when neither or both are given, `out` exists or the scene has no transform; WindowError outside
     the scene; StorageError when `out` cannot be written; and what decoding raises.
     """
-    began, target = time.monotonic(), Path(out)
+    began, target = time.monotonic(), local_path(out)
     if (window is None) == (bbox is None):
         raise ConfigError("a region needs a window or a bbox; give one of the two")
     with open_archive(archive) as opened:
@@ -72,6 +75,7 @@ def region(
     return Cutout(
         out=str(target), row=window.row, col=window.col, height=window.height, width=window.width, bands=image.bands,
         dtype=image.dtype, damaged=result.damaged, uncoded=result.uncoded, degraded=result.degraded,
+        warnings=result.warnings,
         seconds=round(time.monotonic() - began, 3),
     )  # fmt: skip
 

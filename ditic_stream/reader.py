@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -23,15 +25,16 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from ditic_stream._paths import local_path
 from ditic_stream._tiff_geo import geo_of
-from ditic_stream._tiff_layout import Layout, layout_of, sort_pages
+from ditic_stream._tiff_layout import Layout, join_channels, layout_of, sort_pages
 from ditic_stream._tiff_segments import TiffRaster
 from ditic_stream._tiff_tags import Ifd, LocalFile, Readable, branches_to_json, fields_to_json, read_ifds
 from ditic_stream.errors import SourceError
 from ditic_stream.geometry import Window
 
 Array = npt.NDArray[Any]
-NODATA_FIELD, COLORMAP = 42113, 320
+NODATA_FIELD, COLORMAP, DESCRIPTION = 42113, 320, 270
 READ_BYTES = 2**20
 """Bytes hashed at a time."""
 
@@ -78,13 +81,14 @@ class Source:
         mask: Raster | None,
         metadata: dict[str, Any],
         warnings: tuple[str, ...],
+        checker: Callable[[], None] | None = None,
     ) -> None:
         self.name, self.size, self._file = name, file.size, file
         self.height, self.width, self.dtype = height, width, dtype
         self.bands = samples - (alpha is not None)
         self.alpha, self.has_mask, self.metadata, self.warnings = alpha, mask is not None, metadata, warnings
         self.nodata: tuple[float | int | None, ...] | None = None if nodata is None else (nodata,) * self.bands
-        self._raster, self._mask = raster, mask
+        self._raster, self._mask, self._checker = raster, mask, checker
         self._last: tuple[Window, Array] | None = None
 
     def read(self, window: Window) -> Array:
@@ -105,6 +109,15 @@ class Source:
             return None
         mask = self._pixels(self._mask, window)[0]
         return np.where(mask != 0, np.uint8(255), np.uint8(0))
+
+    def check(self) -> None:
+        """Find damage that a decoder would pass over and that needs the whole file: in a JPEG.  Reading finds the rest.
+
+        Raises SourceError.  The first window read does the same, unless the source was opened as `checked`.
+        """
+        if self._checker is not None:
+            with self._named():
+                self._checker()
 
     def digest(self) -> str:
         """SHA-256 of the file's bytes in hexadecimal; reads the whole file, a megabyte at a time."""
@@ -139,16 +152,24 @@ class Source:
         return samples
 
     def _pixels(self, raster: Raster, window: Window) -> Array:
-        try:
+        with self._named():
             return raster.read(window.within(self.height, self.width))
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
         except SourceError as error:
             raise SourceError(f"{self.name}: {error.message}") from error
+        except MemoryError as error:
+            raise SourceError(f"{self.name}: reading it needs more memory than there is") from error
 
 
-def open_source(uri: str | Path, *, expand_palette: bool = False) -> Source:
-    """Open a scene by its path.
+def open_source(uri: str | Path, *, expand_palette: bool = False, checked: bool = False) -> Source:
+    """Open a scene by its path or file:// URI.
 
     expand_palette: turn the indexes of a palette picture into RGB, which is what comes back then.
+    checked: another process has called `check`, which takes time and memory, and this one need not.
     Raises SourceError, one sentence with advice, when the file cannot be read, or could not be given back as it was.
     """
     path = local_path(uri)
@@ -161,11 +182,12 @@ def open_source(uri: str | Path, *, expand_palette: bool = False) -> Source:
             from ditic_stream._picture import open_picture
 
             picture = open_picture(file, expand_palette)
+            picture.checked = checked
             return Source(
                 name=path.name, file=file, raster=picture, height=picture.height, width=picture.width,
                 samples=picture.samples, dtype=picture.dtype, nodata=None, mask=None, metadata=picture.metadata,
                 alpha=AlphaInfo(picture.samples - 1, picture.dtype, False) if picture.has_alpha else None,
-                warnings=picture.warnings + _sidecars(path),
+                warnings=picture.warnings + _sidecars(path), checker=picture.check,
             )  # fmt: skip
         raise SourceError("the file is neither TIFF, PNG nor JPEG; convert it first, e.g. with gdal_translate")
     except SourceError as error:
@@ -179,27 +201,20 @@ def open_source(uri: str | Path, *, expand_palette: bool = False) -> Source:
         raise
 
 
-def local_path(uri: str | Path) -> Path:
-    """Where a scene lies; SourceError for what is not a local file."""
-    text = str(uri)
-    if text.startswith("file://"):
-        from urllib.parse import unquote, urlparse
-
-        return Path(unquote(urlparse(text).path))
-    if "://" in text:
-        raise SourceError(f"{text} is not a local path; fetch the file first")
-    return Path(text)
-
-
 def _open_tiff(path: Path, file: Readable, expand_palette: bool) -> Source:
     pages = sort_pages(read_ifds(file))
     _no_mask_beside(path)
     notes = [*pages.notes, *_sidecars(path)]
     palette = pages.scene.number(262, 1) == 3 and expand_palette
     layout = layout_of(pages.scene, palette=palette)
+    if len(pages.channels) > 1:
+        layout = join_channels([layout_of(page) for page in pages.channels])
     fields, left = fields_to_json(pages.scene)
     branches, lost = branches_to_json(pages.scene)
     notes += left + lost
+    if pages.channels and not pages.in_order:
+        fields = [field for field in fields if field["code"] != DESCRIPTION]
+        notes.append("the description is not kept: it names pages that come back in the order of their channels")
     nodata = _nodata(pages.scene, layout.dtype)
     alpha = None if palette else _alpha(layout)
     mask: Raster | None = None
@@ -224,6 +239,7 @@ def _open_tiff(path: Path, file: Readable, expand_palette: bool) -> Source:
         "photometric": photometric,
         "extrasamples": list(extras),
         "planar": layout.planar,
+        **({"pages": True} if len(pages.channels) > 1 and pages.in_order else {}),
         "alpha": None if alpha is None else alpha.index,
         "mask": mask is not None,
         "fields": fields,

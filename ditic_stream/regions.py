@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from ditic_stream._claim import keep_apart
 from ditic_stream._decoding import Damage, OnError, Pixels, Progress, Strip, check_whole, decode, finish
+from ditic_stream._paths import local_path
 from ditic_stream._rendering import codec_of, decode_tile, render_window
 from ditic_stream.archive import Archive, open_archive
 from ditic_stream.blend import Blender, windows_of
@@ -30,7 +31,7 @@ from ditic_stream.geometry import TileKey, Window
 from ditic_stream.latents import Cells, Latent, LatentCache, assemble
 from ditic_stream.radiometry import Radiometry
 from ditic_stream.summary import bits_per_pixel, rate
-from ditic_stream.writer import Output, crop_metadata, open_output
+from ditic_stream.writer import Output, crop_metadata, not_kept, open_output
 
 if TYPE_CHECKING:
     from ditic_stream.codec import TileCodec
@@ -58,6 +59,8 @@ class Result:
     """Those of them that are not coded yet: the archive is not complete."""
     degraded: tuple[str, ...]
     """Their neighbours, which are whole but for the pixels within the overlap of a damaged one."""
+    warnings: tuple[str, ...]
+    """What of the scene the file does not keep, one sentence each."""
     seconds: float
 
 
@@ -229,8 +232,8 @@ def decompress(
     part of the archive; StorageError when it cannot be written, and then nothing is left under its name.
     """
     began, damage = time.monotonic(), Damage()
-    target = Path(out)
-    keep_apart(target, Path(archive))
+    target = local_path(out)
+    keep_apart(target, local_path(archive))
     with open_archive(archive) as opened:
         manifest, grid = opened.manifest, opened.grid
         window = grid.scene if window is None else window.within(grid.height, grid.width)
@@ -260,6 +263,7 @@ def decompress(
             damaged=tuple(str(key) for key in sorted(damage.tiles)),
             uncoded=tuple(str(key) for key in damage.uncoded(opened)),
             degraded=tuple(str(key) for key in damage.degraded(opened)),
+            warnings=not_kept(target, metadata),
             seconds=round(time.monotonic() - began, 3),
         )
 

@@ -16,9 +16,10 @@ from typing import Any
 from ditic_stream._npy_output import NpyOutput
 from ditic_stream._output import Output, checked
 from ditic_stream._png_output import PngOutput
-from ditic_stream._tiff_geo import crop_fields, geo_of
+from ditic_stream._tiff_geo import DESCRIPTION, KEYS, RPC, SCALE, TIEPOINTS, TRANSFORM, crop_fields, geo_of
 from ditic_stream._tiff_output import TiffOutput
-from ditic_stream._zarr_output import ZarrOutput
+from ditic_stream._tiff_tags import fields_from_json
+from ditic_stream._zarr_output import NODATA_FIELD, ZarrOutput
 from ditic_stream.config import DTYPES
 from ditic_stream.errors import ConfigError, FormatError
 from ditic_stream.geometry import Window
@@ -75,14 +76,38 @@ def open_output(
     )
 
 
+def not_kept(path: Path, metadata: dict[str, Any]) -> tuple[str, ...]:
+    """What of a scene has no place in the format of `path` (.npy is one too), in a sentence that says what has."""
+    if path.suffix.lower() not in (".png", ".npy"):
+        return ()
+    has_mask = bool(checked(metadata, "mask", (bool,), False))
+    has_alpha = checked(metadata, "alpha", (int, type(None)), None) is not None
+    fields = fields_from_json(metadata.get("fields", []))
+    nodata = next((data for code, _, _, data in fields if code == NODATA_FIELD), None)
+    lost = []
+    if nodata is not None:
+        lost.append(f"the nodata value {nodata.decode('ascii', 'replace').strip(chr(0) + ' '):.40}")
+    if has_mask and (has_alpha or path.suffix.lower() == ".npy"):
+        lost.append("the mask")
+    if any(code in (SCALE, TIEPOINTS, TRANSFORM, KEYS, RPC) for code, *_ in fields):
+        lost.append("coordinates")
+    if not lost:
+        return ()
+    listed = " and ".join(filter(None, (", ".join(lost[:-1]), lost[-1])))
+    return (f"{path.name} does not keep {listed}; a .tif or .zarr does",)
+
+
 def crop_metadata(metadata: dict[str, Any], window: Window) -> dict[str, Any]:
     """The metadata of the part of a scene that `window` cuts out: coordinates move, what states the old size goes."""
     fields = checked(metadata, "fields", (list,), [])
     try:
         moved = crop_fields(fields, row=window.row, col=window.col)
-        return {**metadata, "fields": moved, "geo": geo_of(moved)}
+        cut = {**metadata, "fields": moved, "geo": geo_of(moved)}
+        if not any(field["code"] == DESCRIPTION for field in moved):
+            cut.pop("pages", None)  # without the description that says what they are, pages would be several pictures
+        return cut
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise FormatError("the kept TIFF fields are not readable; distrust the archive") from error
 
 
-__all__ = ["FORMATS", "Output", "crop_metadata", "open_output"]
+__all__ = ["FORMATS", "Output", "crop_metadata", "not_kept", "open_output"]

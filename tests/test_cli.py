@@ -94,6 +94,16 @@ def test_region_to_png_holds_the_same_pixels(sample, ditic, tmp_path):
     np.testing.assert_array_equal(pixels, tifffile.imread(sample.decoded)[20:68, 10:74])
 
 
+def test_what_a_png_and_an_array_do_not_keep_is_said_on_stderr(sample, ditic, tmp_path):
+    for name in ("a.png", "a.npy"):
+        done = ditic("region", sample.archive, tmp_path / name, "--window", "10,20,64,48", "--json")
+        sentence = f"{name} does not keep coordinates; a .tif or .zarr does"
+        assert f"warning: {sentence}\n" in done.err
+        assert json.loads(done.out)["warnings"] == [sentence]
+    done = ditic("region", sample.archive, tmp_path / "a.tif", "--window", "10,20,64,48", "--json")
+    assert (json.loads(done.out)["warnings"], done.err) == ([], "")
+
+
 def test_info_and_verify_load_neither_torch_nor_zarr_nor_tifffile(sample):
     program = (
         "import sys; from ditic_stream import cli\n"
@@ -538,3 +548,30 @@ def test_completion_script_can_be_shown(ditic):
     done = ditic("--show-completion", "bash", _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")
     assert done.code == 0, done.err
     assert "complete" in done.out.lower()
+
+
+def test_file_uris_name_local_paths_for_scenes_archives_and_outputs(sample, ditic, tmp_path):
+    scene = tmp_path / "a scene.tif"
+    shutil.copy(sample.scene, scene)
+    place = f"file://{tmp_path}".replace(" ", "%20")
+    assert (
+        ditic("compress", f"{place}/a%20scene.tif", f"{place}/a.ditic", "--model", "tiny", "--workers", "1").code == 0
+    )
+    assert ditic("info", f"{place}/a.ditic").code == 0
+    assert ditic("decompress", f"file://localhost{tmp_path}/a.ditic", f"{place}/out.tif", "--workers", "1").code == 0
+    assert (tmp_path / "a.ditic").is_dir()
+    assert (tmp_path / "out.tif").is_file()
+
+
+@pytest.mark.parametrize("verb", ["compress", "info", "verify", "decompress", "region"])
+@pytest.mark.parametrize("uri", ["s3://bucket/a.ditic", "https://host/a.tif", "file://other/a.tif"])
+def test_other_places_than_this_machine_are_refused_in_one_sentence(capsys, verb, uri):
+    more = ["out.tif", "--window", "0,0,1,1"] if verb == "region" else []
+    code, out, err = run(capsys, verb, uri, *more)
+    assert (code, out) == (1, "")
+    assert err == f"ditic-stream: source: {uri} is not on this machine: only local files for now; copy it here first\n"
+
+
+def test_an_output_elsewhere_is_refused_before_anything_is_read(capsys):
+    code, _, err = run(capsys, "compress", "absent.tif", "s3://bucket/a.ditic")
+    assert code == 1 and "s3://bucket/a.ditic is not on this machine" in err

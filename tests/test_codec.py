@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from pictures import landscape
@@ -89,3 +91,12 @@ def test_damaged_weights_are_refused(tmp_path) -> None:  # type: ignore[no-untyp
     path.write_bytes(data[: len(data) // 2])
     with pytest.raises(WeightsError, match="cannot be read as weights"):
         load_codec(str(path))
+
+
+def test_many_bands_are_coded_without_a_second_copy_of_them(codec):
+    pixels = np.repeat(_pixels(512, 512), 20, axis=0)
+    tracemalloc.start()  # numpy's memory; that of torch is not seen, and is of one group at a time
+    codec.encode(pixels, (slice(0, 64), slice(0, 64)), 50)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < pixels.nbytes / 2

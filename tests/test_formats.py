@@ -21,7 +21,7 @@ from ditic_stream.errors import SourceError
 from ditic_stream.geometry import Window
 from ditic_stream.radiometry import Radiometry, from_network, join_alpha, mask_of, read_window, survey, to_network
 from ditic_stream.reader import Source, open_source
-from ditic_stream.writer import open_output
+from ditic_stream.writer import crop_metadata, open_output
 
 Array = npt.NDArray[Any]
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,6 +36,14 @@ JPEG_IN_TIFF = {
 """YCbCr at half resolution, which GDAL interpolates differently: pixels are compared with tifffile, masks with GDAL."""
 GDAL_CANNOT = {"ome__OS-1-detail.ome.tif"}
 """GDAL opens it and fails to read it."""
+
+REFUSED = {
+    "bits__tiled-gray-i1.tif", "cmyk__tiled-cmyk-i8.tif", "complex__slc.tif", "float__image_nan.tif",
+    "lab__hopper.Lab.tif", "multipage__multipage.tiff", "orient__g4_orientation_5.tif", "palette__cog_cmap.tif",
+    "palette__image_colormap.tif", "palette__palette-1c-8b.tiff", "tile__tiled-oversize-gray-i8.tif",
+}  # fmt: skip
+"""Kinds that could not come back.  Hostile files are refused but for one, whose strips say too much of their height."""
+HARMLESS = "hostile__tiff_overflow_rows_per_strip.tif"
 
 
 def as_parameters(names: list[str]) -> list[Any]:
@@ -74,15 +82,15 @@ def test_a_real_file_comes_back_as_gdal_saw_it_or_is_refused_in_one_sentence(
     shared: Path, tmp_path: Path, name: str
 ) -> None:
     path = shared / "data" / "scenes" / name
-    try:
-        source = open_source(path)
-    except SourceError as error:
-        text = str(error)
+    if name in REFUSED or (name.startswith("hostile") and name != HARMLESS):
+        with pytest.raises(SourceError) as caught:
+            open_source(path)
+        text = str(caught.value)
         assert text.startswith(f"{name}: ")
         assert "\n" not in text
         assert len(text) < 300
         return
-    with source:
+    with open_source(path) as source:
         radiometry = survey(source)
         bring_back(source, tmp_path / "a.tif", radiometry)
         exact = source.dtype != "float32" and not clipped(source, radiometry)
@@ -276,3 +284,31 @@ def test_a_mask_that_gdal_writes_into_the_file_comes_back(tmp_path: Path, dtype:
         bring_back(source, tmp_path / "b.tif", survey(source))
     assert_same_about(tmp_path / "a.tif", tmp_path / "b.tif")
     assert_same_masks(tmp_path / "a.tif", tmp_path / "b.tif")
+
+
+@pytest.mark.parametrize("kind", ["ome", "imagej"])
+def test_channels_in_pages_come_back_in_pages_with_the_description_that_is_true_of_them(
+    tmp_path: Path, kind: str
+) -> None:
+    pixels, options = smooth(4, "uint16"), {kind: True}
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="minisblack", metadata={"axes": "CYX"}, **options)
+    with open_source(tmp_path / "a.tif") as source:
+        bring_back(source, tmp_path / "b.tif", survey(source))
+    with tifffile.TiffFile(tmp_path / "a.tif") as old, tifffile.TiffFile(tmp_path / "b.tif") as new:
+        assert len(new.pages) == 4
+        assert new.series[0].axes == old.series[0].axes == "CYX"
+        assert new.pages.first.description == old.pages.first.description
+        np.testing.assert_array_equal(new.asarray(), pixels)
+    with open_source(tmp_path / "b.tif") as again:
+        assert (again.bands, again.dtype) == (4, "uint16")
+
+
+def test_a_cut_of_channels_in_pages_is_one_picture_once_its_description_is_gone(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", smooth(3, "uint8"), ome=True, metadata={"axes": "CYX"})
+    window = Window(row=9, col=5, height=40, width=50)
+    with open_source(tmp_path / "a.tif") as source:
+        cut, pixels = crop_metadata(source.metadata, window), source.read(window)
+    with open_output(tmp_path / "b.tif", height=40, width=50, bands=3, dtype="uint8", metadata=cut) as output:
+        output.write(Window(row=0, col=0, height=40, width=50), pixels)
+    with open_source(tmp_path / "b.tif") as again:
+        np.testing.assert_array_equal(again.read(Window(row=0, col=0, height=40, width=50)), pixels)

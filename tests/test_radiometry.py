@@ -136,6 +136,14 @@ def test_a_few_extreme_values_do_not_squeeze_the_rest_and_are_counted() -> None:
     assert to_network(*read_window(scene, scene.whole, radiometry), radiometry).max() == NETWORK_HIGH
 
 
+@pytest.mark.parametrize("bands", [1, 3, 32, 224, 1024])
+def test_blocks_are_bounded_by_the_bytes_of_all_bands(bands: int) -> None:
+    pixels = np.broadcast_to(np.float32(0), (bands, 1500, 2100))
+    cut = list(blocks(Scene(pixels)))
+    assert sum(window.height * window.width for window in cut) == 1500 * 2100
+    assert max(window.height * window.width * bands * 4 for window in cut) <= (2**25 if bands <= 32 else 2**27)
+
+
 def test_the_survey_of_a_small_scene_does_not_depend_on_how_it_is_cut() -> None:
     pixels = np.random.default_rng(1).integers(0, 5000, (2, 300, 200)).astype(np.uint16)
     scene = Scene(pixels, nodata=7)

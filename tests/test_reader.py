@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import random
 import struct
@@ -165,11 +166,88 @@ def test_absent_tiles_read_as_nodata(tmp_path: Path) -> None:
     assert_windows_equal(tmp_path / "a.tif", whole)
 
 
-def test_ome_tiff_of_one_picture_is_read_and_of_several_is_refused(tmp_path: Path) -> None:
-    planes = np.stack([picture(1)[..., 0]] * 3)
-    tifffile.imwrite(tmp_path / "several.ome.tif", planes, photometric="minisblack", metadata={"axes": "CYX"})
-    with pytest.raises(SourceError, match="3 pictures"):
-        open_source(tmp_path / "several.ome.tif")
+def channels(count: int, dtype: str) -> Array:
+    """A seeded picture (bands, rows, columns)."""
+    return np.ascontiguousarray(bands_first(picture(count, dtype)))
+
+
+@pytest.mark.parametrize("kind", ["ome", "imagej"])
+@pytest.mark.parametrize("codec", [None, "zlib"])
+@pytest.mark.parametrize("cut", [{"tile": (128, 128)}, {"rowsperstrip": 16}], ids=["tiles", "strips"])
+@pytest.mark.parametrize(("count", "dtype"), [(2, "uint8"), (3, "uint16"), (5, "uint8")])
+def test_channels_in_pages_of_their_own_are_read_as_bands(
+    tmp_path: Path, kind: str, codec: str | None, cut: dict[str, Any], count: int, dtype: str
+) -> None:
+    tifffile.imwrite(
+        tmp_path / "a.tif", channels(count, dtype), photometric="minisblack", compression=codec,
+        metadata={"axes": "CYX"}, **{kind: True}, **cut,
+    )  # fmt: skip
+    with tifffile.TiffFile(tmp_path / "a.tif") as file:
+        assert len(file.pages) == count
+    assert_windows_equal(tmp_path / "a.tif", tifffile.imread(tmp_path / "a.tif"))
+
+
+def ome_xml(blocks: str, *, size_c: int = 3, size_z: int = 1, size_t: int = 1) -> str:
+    return (
+        '<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Image ID="Image:0">'
+        f'<Pixels ID="Pixels:0" DimensionOrder="XYZTC" Type="uint8" SizeX="{WIDTH}" SizeY="{HEIGHT}" '
+        f'SizeC="{size_c}" SizeZ="{size_z}" SizeT="{size_t}">{blocks}</Pixels></Image></OME>'
+    )
+
+
+def write_pages(path: Path, pages: list[Array], description: str) -> None:
+    with tifffile.TiffWriter(path) as file:
+        for number, page in enumerate(pages):
+            said = description if number == 0 else None
+            file.write(page, photometric="minisblack", description=said, metadata=None)
+
+
+def test_ome_channels_are_taken_from_the_pages_that_tiff_data_names(tmp_path: Path) -> None:
+    planes = channels(3, "uint8")
+    blocks = "".join(f'<TiffData FirstC="{channel}" IFD="{page}"/>' for channel, page in enumerate((2, 0, 1)))
+    write_pages(tmp_path / "a.tif", [planes[1], planes[2], planes[0]], ome_xml(blocks))
+    assert_windows_equal(tmp_path / "a.tif", planes)
+    with open_source(tmp_path / "a.tif") as source:
+        assert any("description is not kept" in note for note in source.warnings)
+        assert "pages" not in source.metadata
+
+
+@pytest.mark.parametrize(
+    ("description", "words"),
+    [
+        (ome_xml("", size_c=1, size_z=3), "3 planes in depth"),
+        (ome_xml("", size_c=1, size_t=3), "3 moments in time"),
+        (ome_xml("", size_c=4), "4 channels"),
+        (ome_xml('<TiffData IFD="1" PlaneCount="3"/>'), "3 channels"),
+        (ome_xml('<TiffData IFD="one"/>'), "numbers"),
+        (ome_xml("", size_c=3)[:-9], "OME-XML cannot be read"),
+        ("<!DOCTYPE OME [<!ENTITY a 'b'>]>" + ome_xml(""), "entities"),
+        (ome_xml("").replace("</OME>", '<Image ID="Image:1"><Pixels/></Image></OME>'), "3 pictures"),
+        ("ImageJ=1.53\nimages=3\nslices=3\n", "3 planes in depth"),
+        ("ImageJ=1.53\nimages=3\nframes=3\n", "3 moments in time"),
+        ("ImageJ=1.53\nimages=9\nchannels=9\n", "9 pictures, 3 are listed"),
+        ("ImageJ=1.53\nimages=3\n", "3 pictures"),
+        ("", "3 pictures"),
+    ],
+)
+def test_pages_that_are_not_channels_of_one_picture_are_refused_with_advice(
+    tmp_path: Path, description: str, words: str
+) -> None:
+    write_pages(tmp_path / "a.tif", list(channels(3, "uint8")), description)
+    with pytest.raises(SourceError, match=words) as caught:
+        open_source(tmp_path / "a.tif")
+    assert len(str(caught.value)) < 300
+
+
+def test_channels_of_unlike_pages_are_refused_with_advice(tmp_path: Path) -> None:
+    planes = channels(3, "uint8")
+    write_pages(tmp_path / "a.tif", [planes[0], planes[1], planes[2, 1:]], ome_xml(""))
+    with pytest.raises(SourceError, match="channel 2 is stored unlike"):
+        open_source(tmp_path / "a.tif")
+
+
+def test_ome_tiff_of_one_page_is_read_with_its_overviews_left(tmp_path: Path) -> None:
+    planes = channels(3, "uint8")
     tifffile.imwrite(
         tmp_path / "one.ome.tif", planes, photometric="minisblack", planarconfig="separate", metadata={"axes": "CYX"}
     )
@@ -180,6 +258,34 @@ def test_ome_tiff_of_one_picture_is_read_and_of_several_is_refused(tmp_path: Pat
     assert_windows_equal(tmp_path / "levels.ome.tif", bands_first(picture()))
     with open_source(tmp_path / "levels.ome.tif") as source:
         assert any("overviews" in note for note in source.warnings)
+
+
+def test_a_first_page_marked_as_reduced_is_refused_for_the_scene_lies_elsewhere(tmp_path: Path) -> None:
+    with tifffile.TiffWriter(tmp_path / "raw.dng.tif") as file:  # the layout of a DNG
+        file.write(picture()[::8, ::8], photometric="rgb", subfiletype=1, subifds=1, metadata=None)
+        file.write(picture(), photometric="rgb", metadata=None)
+    with pytest.raises(SourceError, match="marked as a reduced one"):
+        open_source(tmp_path / "raw.dng.tif")
+
+
+@pytest.mark.parametrize("place", ["page", "subifd"])
+@pytest.mark.parametrize("marked", [True, False], ids=["marked", "unmarked"])
+def test_a_picture_that_can_be_no_overview_is_not_left_behind(tmp_path: Path, place: str, marked: bool) -> None:
+    small = picture()[::8, ::8]
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        file.write(small, photometric="rgb", subifds=int(place == "subifd"), metadata=None)
+        file.write(picture(1)[..., 0], photometric="minisblack", subfiletype=int(marked), metadata=None)
+    words = "no overview" if marked or place == "subifd" else "2 pictures"
+    with pytest.raises(SourceError, match=words):
+        open_source(tmp_path / "a.tif")
+
+
+def test_a_preview_of_other_bands_is_named_as_what_it_is(tmp_path: Path) -> None:
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        file.write(picture(1, "uint16")[..., 0], photometric="minisblack", metadata=None)
+        file.write(picture()[::8, ::8], photometric="rgb", subfiletype=1, metadata=None)
+    with open_source(tmp_path / "a.tif") as source:
+        assert source.warnings == ("a small picture of other bands or another type beside the scene is not kept",)
 
 
 def test_whole_slide_gives_level_0_and_names_what_it_leaves(tmp_path: Path) -> None:
@@ -388,6 +494,70 @@ def test_truncated_jpeg_is_refused_when_it_is_opened(tmp_path: Path) -> None:
     (tmp_path / "b.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:-100])
     with pytest.raises(SourceError, match="truncated"):
         open_source(tmp_path / "b.jpg")
+
+
+def noisy(height: int = HEIGHT, width: int = WIDTH, samples: int = 3) -> Array:
+    """A seeded picture whose JPEG has many codes."""
+    rows, cols = np.mgrid[:height, :width]
+    noise = np.random.default_rng(5).integers(0, 60, (height, width, samples))
+    return np.clip(noise + (rows + cols)[..., None] % 180, 0, 255).astype(np.uint8)
+
+
+def jpeg_of(pixels: Array, **options: Any) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels.squeeze()).save(file, "JPEG", **options)
+    return file.getvalue()
+
+
+JPEG_DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "cut": lambda data: data[: len(data) // 2],
+    "cut, with an end marker": lambda data: data[: len(data) // 2] + b"\xff\xd9",
+    "cut, with the thumbnail's end near": lambda data: data[:2] + b"\xff\xe1\x00\x08\xff\xd8\x00\x00\xff\xd9"
+    + data[2 : len(data) // 2],
+    "second half zeroed": lambda data: data[: len(data) // 2] + bytes(len(data) - len(data) // 2 - 2) + b"\xff\xd9",
+    "last bytes lost": lambda data: data[:-6] + b"\xff\xd9",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", JPEG_DAMAGE)
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 1}])
+@pytest.mark.parametrize("samples", [1, 3])
+def test_a_jpeg_whose_codes_do_not_fill_its_pixels_is_refused(
+    tmp_path: Path, damage: str, options: dict[str, Any], samples: int
+) -> None:
+    if damage == "second half zeroed" and "progressive" in options:
+        return  # zeros stand for pixels too; see the words about what no one can see
+    (tmp_path / "a.jpg").write_bytes(JPEG_DAMAGE[damage](jpeg_of(noisy(samples=samples), **options)))
+    with pytest.raises(SourceError, match=r"a\.jpg: .*fetch (it|the file) again"):
+        open_source(tmp_path / "a.jpg").read(Window(row=0, col=0, height=1, width=1))
+    with pytest.raises(SourceError, match=r"a\.jpg: .*fetch (it|the file) again"):
+        open_source(tmp_path / "a.jpg").check()
+
+
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
+@pytest.mark.parametrize("side", [1, 7, 8, 17, 64])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"optimize": True}, {"restart_marker_blocks": 2}])
+def test_a_whole_jpeg_passes_whatever_surrounds_it(
+    tmp_path: Path, side: int, subsampling: str, options: dict[str, Any]
+) -> None:
+    for pixels in (noisy(side, 64), np.full((side, 64, 3), 255, np.uint8)):
+        data = jpeg_of(pixels, subsampling=subsampling, **options)
+        (tmp_path / "a.jpg").write_bytes(data[:-2] + bytes(7) + b"\xff\xff\xd9" + b"what a phone appends \xff\xd8")
+        assert_windows_equal(tmp_path / "a.jpg", bands_first(np.asarray(Image.open(io.BytesIO(data)))))
+
+
+@pytest.mark.parametrize("damage", [name for name in JPEG_DAMAGE if "thumbnail" not in name])
+def test_a_damaged_jpeg_tile_of_a_tiff_is_refused_by_its_place(tmp_path: Path, damage: str) -> None:
+    whole = [jpeg_of(noisy(64, 64, 3) + np.uint8(n)) for n in range(4)]
+    tiles = [*whole[:2], JPEG_DAMAGE[damage](whole[2]), whole[3]]
+    tifffile.imwrite(
+        tmp_path / "a.tif", iter(tiles), shape=(128, 128, 3), dtype="uint8", tile=(64, 64), photometric="ycbcr",
+        compression="jpeg", metadata=None,
+    )  # fmt: skip
+    with open_source(tmp_path / "a.tif") as source:
+        source.read(Window(row=0, col=0, height=64, width=128))
+        with pytest.raises(SourceError, match="tile 2 at row 64, column 0: JPEG data is damaged"):
+            source.read(Window(row=64, col=0, height=1, width=1))
 
 
 # hostile files

@@ -25,7 +25,7 @@ from ditic_stream import _tiff_output
 from ditic_stream.errors import ConfigError, FormatError, LockedError, StorageError, WindowError
 from ditic_stream.geometry import Window
 from ditic_stream.reader import open_source
-from ditic_stream.writer import crop_metadata, open_output
+from ditic_stream.writer import crop_metadata, not_kept, open_output
 
 Array = npt.NDArray[Any]
 TRANSFORM = rasterio.Affine(10, 0, 500000, 0, -10, 4600000)
@@ -278,6 +278,29 @@ def test_a_mask_becomes_alpha_in_a_png(tmp_path: Path) -> None:
     write(tmp_path / "a.png", pixels, metadata(mask=True), mask=mask)
     got = imagecodecs.png_decode((tmp_path / "a.png").read_bytes())
     np.testing.assert_array_equal(got[..., 3], mask)
+
+
+NODATA = {"code": 42113, "kind": 2, "text": "0"}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "words"),
+    [
+        ("a.png", {"fields": [NODATA]}, "a.png does not keep the nodata value 0; a .tif or .zarr does"),
+        ("a.png", {"mask": True}, ""),
+        ("a.png", {"mask": True, "alpha": 3}, "a.png does not keep the mask; a .tif or .zarr does"),
+        ("a.npy", {"mask": True}, "a.npy does not keep the mask; a .tif or .zarr does"),
+        (
+            "a.npy",
+            {"mask": True, "fields": [NODATA, {"code": 33550, "kind": 12, "values": [1.0, 1.0, 0.0]}]},
+            "a.npy does not keep the nodata value 0, the mask and coordinates; a .tif or .zarr does",
+        ),
+        ("a.tif", {"mask": True, "alpha": 3, "fields": [NODATA]}, ""),
+        ("a.zarr", {"mask": True, "alpha": 3, "fields": [NODATA]}, ""),
+    ],
+)
+def test_what_a_format_does_not_keep_is_said(name: str, changes: dict[str, Any], words: str) -> None:
+    assert not_kept(Path(name), {**metadata(), "fields": [], **changes}) == ((words,) if words else ())
 
 
 @pytest.mark.parametrize(("bands", "dtype"), [(2, "uint8"), (5, "uint8"), (1, "int16"), (3, "float32")])
