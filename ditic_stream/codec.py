@@ -47,7 +47,7 @@ class ModelInfo:
 
 
 def load_codec(name: str, *, device: str = "cpu", weights: Path | None = None) -> TileCodec:
-    """The codec of a published model or set ("small", "small-1"), or of a weights file; ConfigError for an unknown
+    """The codec of a published model or set ("small", "small-2"), or of a weights file; ConfigError for an unknown
     name."""
     return TileCodec(load_weights(str(weights) if weights is not None else name), device)
 

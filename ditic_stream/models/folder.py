@@ -27,7 +27,7 @@ from ditic_stream.errors import ConfigError, FormatError, StorageError, WeightsE
 VARIABLE = "DITIC_MODELS"
 RECORD_FORMAT = "ditic-model-1"
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}(:[a-z0-9][a-z0-9._-]{0,63})?")
-"""A model, and after a colon which of its weights: small-1, ditic-0.6b:q3."""
+"""A model, and after a colon which of its weights: small-2, ditic-0.6b:q3."""
 PARTIAL = ".partial"
 BLOCK = 1 << 22
 MAX_RECORD_BYTES = 1 << 20

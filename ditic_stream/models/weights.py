@@ -20,7 +20,7 @@ from ditic_stream.models.config import ModelConfig
 WEIGHTS_FORMAT = "ditic-weights-1"
 LICENCE = "CC-BY-SA-4.0"
 """Some training pictures are CC-BY-SA; see docs/model-small.md for the reasoning."""
-PUBLISHED = {"small": "small-1", "tiny": "tiny-1"}
+PUBLISHED = {"small": "small-2", "tiny": "tiny-1"}
 """Model names users give, and the set each stands for in this release."""
 FLOAT32 = ("codec.log_gain", "codec.feature_std")
 """Tables kept in float32; all other floats of a file are bfloat16."""
@@ -42,7 +42,7 @@ class Weights:
 
 
 def load_weights(name: str) -> Weights:
-    """The set that `name` stands for: a model ("small"), a set ("small-1"), or the path of a safetensors file.
+    """The set that `name` stands for: a model ("small"), a set ("small-2"), or the path of a safetensors file.
 
     Raises ConfigError for a name nobody published, WeightsError for a file that is absent, damaged or of another
     format.
