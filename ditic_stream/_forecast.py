@@ -31,15 +31,16 @@ from ditic_stream.tiling import Grid
 
 WINDOW = 256
 """Side of a window, pixels."""
-FIRST, MOST = 64, 512
+FIRST, MOST = 48, 256
 """Windows coded at first, and at most."""
-ENOUGH = 0.012
+ENOUGH = 0.016
 """Relative standard error of the bytes at which no more windows are coded."""
 MODEL_ERROR = 0.01
 """What windows differ from tiles, relative, beside the error of sampling."""
 SEEN = 32
 """Windows that are decoded for a PSNR."""
-LADDER = tuple(range(0, Q_MAX + 1, 16))
+LADDER = tuple(range(0, Q_MAX + 1, Q_MAX // 4))
+"""Rates at which the first sample is coded to find about where a target lies."""
 ASIDE = 6
 """Steps of q on both sides of the expected one at which the second sample is coded."""
 NORMAL = 1.645
@@ -183,7 +184,7 @@ class Forecaster:
                 "this scene needs at quality 1; give it more"
             )
         q = _crossing(np.array(LADDER), ladder, target)
-        error = max(self._total(first, step)[1] for step in (int(q) // 16, min(int(q) // 16 + 1, len(LADDER) - 1)))
+        error = self._total(first, min(range(len(LADDER)), key=lambda step: abs(LADDER[step] - q)))[1]
         around = (max(round(q) - ASIDE, 0), min(round(q) + ASIDE, Q_MAX))
         second = self._code(self._enough(error), around)
         q = _crossing(np.array(around), np.array([self._total(second, step)[0] for step in (0, 1)]), target)

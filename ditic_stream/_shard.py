@@ -15,13 +15,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from ditic_stream._layout import ZSTD_LEVEL, Layout
 from ditic_stream._store import Store
@@ -39,7 +37,11 @@ CHUNK_OVERHEAD = 1024
 """Bytes a stored chunk may be longer than its pixels: zstd's own bound is 1/256 more for the smallest of them."""
 
 Span = tuple[int, int]
-Uint8 = NDArray[np.uint8]
+if TYPE_CHECKING:  # numpy takes a fifth of the half second in which `info` is to start, and only pixels need it
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Uint8 = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +105,7 @@ def unpack_index(data: bytes, places: int, *, start: int, end: int) -> list[Span
 
 def pack_chunk(pixels: Uint8) -> bytes:
     """A chunk of `mask` or `preview` as Zarr's codecs bytes, zstd, crc32c make it."""
+    import numpy as np
     from numcodecs import zstd
 
     frame = bytes(zstd.compress(np.ascontiguousarray(pixels), ZSTD_LEVEL, False))
@@ -111,6 +114,7 @@ def pack_chunk(pixels: Uint8) -> bytes:
 
 def unpack_chunk(data: bytes, shape: tuple[int, ...]) -> Uint8:
     """The pixels of a chunk, uint8 of `shape`; allocates no more.  Raises ChecksumError or FormatError."""
+    import numpy as np
     from numcodecs import zstd
 
     if len(data) < 5 or crc32c(data[:-4]) != struct.unpack("<I", data[-4:])[0]:
@@ -150,6 +154,8 @@ def pack_mask(planes: Uint8, tile: int) -> tuple[bytes | None, ...]:
 
 
 def _padded(array: Uint8, shape: tuple[int, ...]) -> Uint8:
+    import numpy as np
+
     return np.pad(array, [(0, full - side) for side, full in zip(array.shape, shape, strict=True)])
 
 
@@ -223,6 +229,8 @@ class ShardReader:
             if self._is_foreign():
                 raise ChecksumError(self._foreign_message())
             if span is None:
+                import numpy as np
+
                 return np.zeros(core.shape, dtype=np.uint8)
             return unpack_chunk(self._get(self.layout.mask(self.shard), *span), (tile, tile))[
                 : core.height, : core.width
@@ -395,12 +403,14 @@ class ShardReader:
 
 
 def _most(shape: tuple[int, ...]) -> int:
-    pixels = int(np.prod(shape))
+    pixels = math.prod(shape)
     return pixels + pixels // 128 + CHUNK_OVERHEAD
 
 
 def checked_array(name: str, array: Any, shape: tuple[int, ...], key: TileKey) -> Uint8:
     """`array` as uint8 of `shape`; ConfigError otherwise."""
+    import numpy as np
+
     found = np.asarray(array)
     if found.shape != shape or found.dtype != np.uint8:
         raise ConfigError(f"{name} of {key} is {found.dtype} {found.shape}; it must be uint8 {shape}")

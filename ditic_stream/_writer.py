@@ -16,19 +16,20 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
-
-import numpy as np
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from ditic_stream import _lock
 from ditic_stream._layout import Layout, read_manifest
-from ditic_stream._shard import ShardReader, Uint8, checked_array, pack_chunks, pack_mask, pack_preview, seal
+from ditic_stream._shard import ShardReader, checked_array, pack_chunks, pack_mask, pack_preview, seal
 from ditic_stream._store import GROUP, LEFTOVER, LOCK, OWN, PARTIAL, FolderStore, write_object
 from ditic_stream.bitstream import unpack_record
 from ditic_stream.errors import ConfigError, FormatError, MissingTileError, StorageError
 from ditic_stream.geometry import TileKey
 from ditic_stream.manifest import Manifest
 from ditic_stream.tiling import Grid
+
+if TYPE_CHECKING:
+    from ditic_stream._shard import Uint8
 
 OBJECTS = ("records", "mask", "preview")
 """Folders of an archive; the records come first, since a shard without them is not there."""
@@ -111,7 +112,7 @@ class ShardWriter:
 
     def _packed(self, key: TileKey, found: Uint8 | Sequence[bytes | None]) -> Sequence[bytes | None]:
         layout, core = self.layout, self.grid.core(key)
-        if isinstance(found, np.ndarray):
+        if not isinstance(found, Sequence):  # an array
             return pack_mask(checked_array("mask", found, (layout.planes, *core.shape), key), self.manifest.grid.tile)
         if len(found) != layout.planes:
             raise ConfigError(f"mask of {len(found)} planes for a scene with {layout.planes}", key=str(key))

@@ -16,13 +16,11 @@ from __future__ import annotations
 from collections import OrderedDict
 from pathlib import Path
 from types import TracebackType
-from typing import Self
-
-import numpy as np
+from typing import TYPE_CHECKING, Self
 
 from ditic_stream._layout import PREVIEW_SCALE, Layout, read_manifest
 from ditic_stream._paths import local_path
-from ditic_stream._shard import ShardReader, Uint8, pack_mask
+from ditic_stream._shard import ShardReader, pack_mask
 from ditic_stream._store import PARTIAL, FolderStore, Store
 from ditic_stream._writer import ArchiveWriter, ShardBytes, ShardWriter, remove_archive
 from ditic_stream._zip import ZipStore, write_zip
@@ -31,6 +29,9 @@ from ditic_stream.errors import ConfigError, SourceError
 from ditic_stream.geometry import TileKey, Window
 from ditic_stream.manifest import Manifest
 from ditic_stream.tiling import Grid
+
+if TYPE_CHECKING:
+    from ditic_stream._shard import Uint8
 
 __all__ = [
     "PREVIEW_SCALE",
@@ -133,6 +134,8 @@ class Archive:
             raise ConfigError(
                 f"mask window of {planes} x {window.height} x {window.width} bytes; at most {MAX_WINDOW}: read strips"
             )
+        import numpy as np
+
         result = np.zeros((planes, window.height, window.width), dtype=np.uint8)
         for row in range(window.row // tile, -(-window.row_end // tile)):
             for col in range(window.col // tile, -(-window.col_end // tile)):
@@ -151,6 +154,8 @@ class Archive:
             raise ConfigError(
                 f"preview of {channels} x {height} x {width} bytes; at most {MAX_PREVIEW}: read it with a Zarr reader"
             )
+        import numpy as np
+
         result = np.zeros((channels, height, width), dtype=np.uint8)
         side = self.layout.preview_side
         for shard in self.grid.shards():

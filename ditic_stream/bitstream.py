@@ -19,14 +19,15 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import google_crc32c
-import numpy as np
-from numpy.typing import NDArray
 
 from ditic_stream.errors import ChecksumError, ConfigError, FormatError, UnsupportedVersionError
 from ditic_stream.geometry import TileKey
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 EMPTY, CODED = 0, 1
 MAGIC, VERSION = b"DTR", 1
@@ -210,6 +211,8 @@ def symbols_checksum(*arrays: NDArray[Any]) -> int:
     arrays: integers of any shape, every y symbol (the uncoded zeros too), then z.
     Raises FormatError when a symbol leaves int16, as only a hostile record makes it.
     """
+    import numpy as np
+
     crc = 0
     for array in arrays:
         if array.size and not -(2**15) <= int(array.min()) <= int(array.max()) < 2**15:
