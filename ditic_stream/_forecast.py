@@ -2,7 +2,8 @@
 
 In: an executor, the settings of an archive, and its grid.  Out: bytes and PSNR with intervals, or the quality that
 meets a target.  The scene is not coded for it: windows of 256 pixels cost within a percent of the bits that they cost
-as parts of larger tiles (benchmarks/forecast.py), and many small windows see more of a scene than a few tiles do.
+as parts of larger tiles (benchmarks/forecast.py), and many small windows see more of a scene than a few tiles do.  Only
+a small scene is: its own tiles are the windows then, and nothing is left to chance.
 
     windows, one a stratum --> CodeWindows --> bits at some rates --> total +- error --> more windows --> the quality
 """
@@ -31,14 +32,16 @@ from ditic_stream.tiling import Grid
 
 WINDOW = 256
 """Side of a window, pixels."""
+SMALL, FEW = 2**25, 4
+"""Pixels up to which the tiles themselves are coded, and how many of them at first."""
 FIRST, MOST = 48, 256
 """Windows coded at first, and at most."""
 ENOUGH = 0.016
 """Relative standard error of the bytes at which no more windows are coded."""
 MODEL_ERROR = 0.01
 """What windows differ from tiles, relative, beside the error of sampling."""
-SEEN = 32
-"""Windows that are decoded for a PSNR."""
+SEEN, SEEN_SMALL = 32, 8
+"""Windows that are decoded for a PSNR, and tiles of a small scene."""
 LADDER = tuple(range(0, Q_MAX + 1, Q_MAX // 4))
 """Rates at which the first sample is coded to find about where a target lies."""
 ASIDE = 6
@@ -107,7 +110,9 @@ class CodeWindows:
 
 def windows_of(manifest: Manifest) -> Grid:
     """The scene cut into windows."""
-    return Grid(height=manifest.image.height, width=manifest.image.width, config=GridConfig(tile=WINDOW))
+    image = manifest.image
+    config = manifest.grid if image.height * image.width <= SMALL else GridConfig(tile=WINDOW)
+    return Grid(height=image.height, width=image.width, config=config)
 
 
 def _probe(coder: TileCoder, probe: Probe) -> Probed:
@@ -127,7 +132,7 @@ def _probe(coder: TileCoder, probe: Probe) -> Probed:
     radiometry, inner = coder.radiometry, (slice(None), *look.inner)
     decoded = from_network(units, look.planes[inner], radiometry)
     # A window decoded alone has edges that a decode window has not: they lie in its overlap.
-    kept = (slice(None), *(slice(CELL, -CELL) if side == WINDOW else slice(None) for side in core.shape))
+    kept = (slice(None), *(slice(CELL, -CELL) if side > 4 * CELL else slice(None) for side in core.shape))
     error = (decoded.astype(np.float64) - look.pixels[inner])[kept] / value_range(radiometry)[1]
     counts = in_sight(look.planes[inner], radiometry)[kept]
     return Probed(pixels=pixels, sizes=sizes, squares=float(np.square(error[counts]).sum()), samples=int(counts.sum()))
@@ -159,10 +164,12 @@ class Forecaster:
     def __init__(self, executor: Executor, task: CodeWindows, grid: Grid) -> None:
         self._executor, self._task, self._grid = executor, task, grid
         self._windows = windows_of(task.manifest)
+        self._small = grid.height * grid.width <= SMALL
 
     def expect(self, q: int) -> Forecast:
         """Bytes and PSNR at a rate."""
-        probed = self._code(FIRST, (q,), SEEN)
+        everything = self._windows.rows * self._windows.cols
+        probed = self._code(*((everything, (q,), SEEN_SMALL) if self._small else (FIRST, (q,), SEEN)))
         seen = [p for p in probed if p.samples]
         _, error = self._total(probed, 0)
         if (count := self._enough(error)) > len(probed):
@@ -175,19 +182,20 @@ class Forecaster:
 
         ConfigError when even the lowest would need more; the best one when nothing needs as many.
         """
-        first = self._code(FIRST, LADDER)
+        first = self._code(FEW if self._small else FIRST, LADDER)
         ladder = np.maximum.accumulate([self._total(first, step)[0] for step in range(len(LADDER))])
-        if target < 0.95 * ladder[0]:
-            bpp = [bits_per_pixel(size, self._grid.height, self._grid.width) for size in (target, ladder[0])]
-            raise ConfigError(
-                f"{target} bytes ({bpp[0]:.4f} bits per pixel) are less than the {ladder[0]:.0f} ({bpp[1]:.4f}) "
-                "this scene needs at quality 1; give it more"
-            )
         q = _crossing(np.array(LADDER), ladder, target)
         error = self._total(first, min(range(len(LADDER)), key=lambda step: abs(LADDER[step] - q)))[1]
         around = (max(round(q) - ASIDE, 0), min(round(q) + ASIDE, Q_MAX))
         second = self._code(self._enough(error), around)
-        q = _crossing(np.array(around), np.array([self._total(second, step)[0] for step in (0, 1)]), target)
+        sizes = np.array([self._total(second, step)[0] for step in (0, 1)])
+        if around[0] == 0 and target < 0.95 * sizes[0]:
+            bpp = [bits_per_pixel(size, self._grid.height, self._grid.width) for size in (target, sizes[0])]
+            raise ConfigError(
+                f"{target} bytes ({bpp[0]:.4f} bits per pixel) are less than the {sizes[0]:.0f} ({bpp[1]:.4f}) "
+                "this scene needs at quality 1; give it more"
+            )
+        q = _crossing(np.array(around), sizes, target)
         return min(range(QUALITY_MIN, QUALITY_MAX + 1), key=lambda quality: abs(q_of_quality(quality) - q))
 
     def _code(self, count: int, qs: tuple[int, ...], seen: int = 0) -> list[Probed]:
@@ -200,6 +208,8 @@ class Forecaster:
 
     def _enough(self, error: float) -> int:
         """Windows to code, of which `FIRST` leave a relative standard error of `error`."""
+        if self._small:
+            return self._windows.rows * self._windows.cols
         return int(np.clip(math.ceil(FIRST * (error / ENOUGH) ** 2), FIRST, MOST))
 
     def _total(self, probed: Sequence[Probed], step: int) -> tuple[float, float]:

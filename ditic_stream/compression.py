@@ -81,7 +81,7 @@ class Estimate:
     tiles: int
     shards: int
     sampled: int
-    """Windows of 256 x 256 pixels that were coded to know."""
+    """Windows of 256 x 256 pixels that were coded to know; of a scene of up to 33 megapixels, its tiles."""
     quality: int
     bytes: int
     """Records with headers, shard indexes and masks: what `bpp` counts."""

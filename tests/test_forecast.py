@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from pictures import landscape, write_scene
 
-from ditic_stream import compare, compression
+from ditic_stream import _forecast, compare, compression
 from ditic_stream._forecast import _crossing, _error, spread
 from ditic_stream.compression import Estimate, Result
 from ditic_stream.config import GridConfig
@@ -72,6 +72,14 @@ def run(scene: Path, out: Path, **options: Any) -> Any:
     return compression.compress(scene, out, **{"model": "tiny", "tile": 512, "workers": 1, **options})
 
 
+@pytest.fixture(params=["tiles", "windows"])
+def sampled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways of sampling: the tiles of a small scene, and windows, as in a large one."""
+    if request.param == "windows":
+        monkeypatch.setattr(_forecast, "SMALL", 0)
+
+
+@pytest.mark.usefixtures("sampled")
 @pytest.mark.parametrize("bpp", [0.1, 0.25])
 def test_a_rate_that_is_asked_for_is_met(scene: Path, tmp_path: Path, bpp: float) -> None:
     result: Result = run(scene, tmp_path / "a.ditic", bpp=bpp)
@@ -85,6 +93,7 @@ def test_a_size_that_is_asked_for_is_met(scene: Path, tmp_path: Path, name: str)
     assert sum(file.stat().st_size for file in files) == pytest.approx(50_000, rel=0.05)
 
 
+@pytest.mark.usefixtures("sampled")
 def test_what_a_dry_run_expects_comes(scene: Path, tmp_path: Path) -> None:
     expected: Estimate = run(scene, tmp_path / "a.ditic", quality=40, dry_run=True)
     result: Result = run(scene, tmp_path / "a.ditic", quality=40)
