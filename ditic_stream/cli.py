@@ -134,7 +134,7 @@ def compress(
             f"expected at quality {result.quality}: {size_of(result.bytes)} ({size_of(result.bytes_low)} to "
             f"{size_of(result.bytes_high)}), {result.bpp:.3f} bits per pixel{psnr}",
             f"{span(result.seconds)} ({span(result.seconds_low)} to {span(result.seconds_high)}), "
-            f"{size_of(result.memory)} of memory; bounds hold for 9 scenes of 10; from {result.sampled} windows or tiles",
+            f"{size_of(result.memory)} of memory; bounds hold 9 times of 10; from {result.sampled} windows or tiles",
         ]
     else:
         lines = [
