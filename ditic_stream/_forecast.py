@@ -46,6 +46,8 @@ LADDER = tuple(range(0, Q_MAX + 1, Q_MAX // 4))
 """Rates at which the first sample is coded to find about where a target lies."""
 ASIDE = 6
 """Steps of q on both sides of the expected one at which the second sample is coded."""
+REFINED = 3
+"""Times that sample is coded at most: again where the target does not lie between the two."""
 NORMAL = 1.645
 """Standard errors of an interval that holds 9 times of 10."""
 
@@ -186,16 +188,20 @@ class Forecaster:
         ladder = np.maximum.accumulate([self._total(first, step)[0] for step in range(len(LADDER))])
         q = _crossing(np.array(LADDER), ladder, target)
         error = self._total(first, min(range(len(LADDER)), key=lambda step: abs(LADDER[step] - q)))[1]
-        around = (max(round(q) - ASIDE, 0), min(round(q) + ASIDE, Q_MAX))
-        second = self._code(self._enough(error), around)
-        sizes = np.array([self._total(second, step)[0] for step in (0, 1)])
-        if around[0] == 0 and target < 0.95 * sizes[0]:
-            bpp = [bits_per_pixel(size, self._grid.height, self._grid.width) for size in (target, sizes[0])]
-            raise ConfigError(
-                f"{target} bytes ({bpp[0]:.4f} bits per pixel) are less than the {sizes[0]:.0f} ({bpp[1]:.4f}) "
-                "this scene needs at quality 1; give it more"
-            )
-        q = _crossing(np.array(around), sizes, target)
+        count = self._enough(error)
+        for _ in range(REFINED):
+            around = (max(round(q) - ASIDE, 0), min(round(q) + ASIDE, Q_MAX))
+            second = self._code(count, around)
+            sizes = np.array([self._total(second, step)[0] for step in (0, 1)])
+            if around[0] == 0 and target < 0.95 * sizes[0]:
+                bpp = [bits_per_pixel(size, self._grid.height, self._grid.width) for size in (target, sizes[0])]
+                raise ConfigError(
+                    f"{target} bytes ({bpp[0]:.4f} bits per pixel) are less than the {sizes[0]:.0f} ({bpp[1]:.4f}) "
+                    "this scene needs at quality 1; give it more"
+                )
+            q = _crossing(np.array(around), sizes, target)
+            if around[0] <= q <= around[1]:
+                break
         return min(range(QUALITY_MIN, QUALITY_MAX + 1), key=lambda quality: abs(q_of_quality(quality) - q))
 
     def _code(self, count: int, qs: tuple[int, ...], seen: int = 0) -> list[Probed]:
