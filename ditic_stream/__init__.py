@@ -12,6 +12,7 @@ Importing this loads nothing else; torch, zarr and imagecodecs come with the fir
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from ditic_stream.regions import open_scene as open
 
 __version__ = "0.1.0"
+if not os.path.isdir(os.path.join(__path__[0], "schemas")):
+    # Python started in a checkout takes this folder for the package, and there schemas/ and workers/ stand beside it.
+    __path__.append(os.path.dirname(__path__[0]))
 
 _HOMES = {
     "Window": ("ditic_stream.geometry", "Window"),

@@ -132,3 +132,12 @@ def test_zarr_finds_the_record_codec_by_its_entry_point():
 
     (found,) = entry_points(group="zarr.codecs", name="ditic.record")
     assert found.load().__name__ == "RecordCodec"
+
+
+def test_python_started_in_a_checkout_finds_all_of_the_package():
+    program = (
+        "import sys; sys.meta_path[:] = [one for one in sys.meta_path if 'editable' not in repr(one).lower()]\n"
+        "import ditic_stream.schemas, ditic_stream.workers; ditic_stream.open; print(ditic_stream.__file__)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, Path(done.stdout.strip()).parent.parent) == (0, ROOT), done.stderr
