@@ -12,8 +12,8 @@ Importing this loads nothing else; torch, zarr and imagecodecs come with the fir
 
 from __future__ import annotations
 
-import os
 from importlib import import_module
+from os import path as _path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from ditic_stream.regions import open_scene as open
 
 __version__ = "0.1.0"
-if not os.path.isdir(os.path.join(__path__[0], "schemas")):
+if not _path.isdir(_path.join(__path__[0], "schemas")):
     # Python started in a checkout takes this folder for the package, and there schemas/ and workers/ stand beside it.
-    __path__.append(os.path.dirname(__path__[0]))
+    __path__.append(_path.dirname(__path__[0]))
 
 _HOMES = {
     "Window": ("ditic_stream.geometry", "Window"),
