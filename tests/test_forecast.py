@@ -80,13 +80,13 @@ def sampled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.usefixtures("sampled")
-@pytest.mark.parametrize("bpp", [0.1, 0.25])
+@pytest.mark.parametrize("bpp", [0.1, pytest.param(0.25, marks=pytest.mark.slow)])
 def test_a_rate_that_is_asked_for_is_met(scene: Path, tmp_path: Path, bpp: float) -> None:
     result: Result = run(scene, tmp_path / "a.ditic", bpp=bpp)
     assert result.bpp == pytest.approx(bpp, rel=0.05)
 
 
-@pytest.mark.parametrize("name", ["a.ditic", "a.ditic.zip"])
+@pytest.mark.parametrize("name", ["a.ditic.zip", pytest.param("a.ditic", marks=pytest.mark.slow)])
 def test_a_size_that_is_asked_for_is_met(scene: Path, tmp_path: Path, name: str) -> None:
     run(scene, tmp_path / name, size=50_000)
     files = [tmp_path / name] if name.endswith("zip") else [p for p in (tmp_path / name).rglob("*") if p.is_file()]
