@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ditic_stream._lock import hold, release
-from ditic_stream._store import PARTIAL
+from ditic_stream._store import PARTIAL, sync_folder
 from ditic_stream.errors import ConfigError, DiticError, StorageError
 
 
@@ -138,12 +138,3 @@ def discard(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

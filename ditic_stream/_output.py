@@ -6,6 +6,7 @@ becomes the final one when the last row has come.  Knows no format.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +25,7 @@ MAX_BLOCK_BYTES = 2**28
 """Most bytes of rows gathered before they are written; wider scenes get lower tiles."""
 
 
-class Output:
+class Output(ABC):
     """A scene that is being written; a context manager.  Leaving it in order publishes it, an error removes it."""
 
     holds: ClassVar[tuple[str, ...]] = ()
@@ -48,21 +49,21 @@ class Output:
             self._start()
 
     # What a format does, in this order.
+    @abstractmethod
     def _start(self) -> None:
         """Open the temporary file and write what comes first."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _block(self, row: int, pixels: Array, mask: npt.NDArray[np.uint8] | None) -> None:
         """Write the rows from `row` on: pixels (samples, rows, columns), mask (rows, columns)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _finish(self) -> None:
         """Write what comes last, flush to the disk and close."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _abandon(self) -> None:
         """Close without writing more."""
-        raise NotImplementedError
 
     def write(self, window: Window, pixels: Array, mask: npt.NDArray[np.uint8] | None = None) -> None:
         """Append a strip.

@@ -127,7 +127,7 @@ def write_object(root: Path, name: str, pieces: Iterable[bytes]) -> int:
             temporary.unlink(missing_ok=True)
             raise
         for folder in (target.parent, *fresh):
-            _sync_folder(folder)
+            sync_folder(folder)
     except DiticError:
         raise  # of what the pieces are read from
     except OSError as error:
@@ -149,7 +149,7 @@ def _make_folders(folder: Path) -> list[Path]:
     return [one.parent for one in missing]
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make the names in `folder` last: a rename is on disk only once its folder is."""
     handle = os.open(folder, os.O_RDONLY)
     try:

@@ -10,6 +10,7 @@ PNG, a Zarr group or a .npy, published whole or not at all.  Knows formats; know
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from ditic_stream.config import DTYPES
 from ditic_stream.errors import ConfigError, FormatError
 from ditic_stream.geometry import Window
 
-FORMATS = {
+FORMATS: dict[str, Callable[..., Output]] = {
     ".tif": TiffOutput, ".tiff": TiffOutput, ".btf": TiffOutput, ".tf8": TiffOutput,
     ".png": PngOutput, ".zarr": ZarrOutput, ".npy": NpyOutput,
 }  # fmt: skip
