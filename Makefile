@@ -4,6 +4,8 @@
 # make clean     remove what the above made
 
 PYTHON ?= python3
+# Two at a time, each file by one: a file's fixtures are made once.
+PYTEST ?= -n 2 --dist loadfile
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .PHONY: demo test test-all check clean
@@ -12,10 +14,10 @@ demo: .venv-demo/installed
 	.venv-demo/bin/python examples/demo.py
 
 test: check
-	.venv/bin/pytest -m "not slow"
+	.venv/bin/pytest -m "not slow" $(PYTEST)
 
 test-all: check
-	.venv/bin/pytest
+	.venv/bin/pytest $(PYTEST)
 
 check: .venv/installed
 	scripts/check .venv/bin/python

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pictures import landscape, write_scene
 
-from ditic_stream import _decoding, cli, compression, regions
+from ditic_stream import _decoding, compression, regions
 from ditic_stream._layout import group_document
 from ditic_stream._rendering import DecodeTile, Pause, schedule, spool_depth
 from ditic_stream.archive import open_archive, pack_zip
@@ -36,6 +36,7 @@ from ditic_stream.executors import ProcessExecutor, SerialExecutor
 from ditic_stream.geometry import TileKey, Window
 from ditic_stream.manifest import KEY
 from ditic_stream.tiling import Grid
+from ditic_stream.verbs import options
 
 TILE = 256
 
@@ -478,7 +479,7 @@ def test_an_archive_that_is_not_complete_is_refused_and_can_be_filled(
         cut = region(tmp_path / "a.ditic", tmp_path / name, window=window, on_error="fill")
         assert cut.uncoded == result.uncoded
         assert cut.damaged == ("0,0", *result.damaged)
-    cli._report_damage(cut, quiet=True)
+    options.report_damage(cut, quiet=True)
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "warning: filled: damaged or lost: tile 0,0"
     assert lines[1].startswith("warning: filled: not coded yet, for the archive is not complete: tiles ")

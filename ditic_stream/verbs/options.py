@@ -1,0 +1,87 @@
+"""Options and ways of reading them that several verbs share."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from ditic_stream import console
+from ditic_stream._paths import local_path
+from ditic_stream.errors import ConfigError
+from ditic_stream.geometry import Window
+
+Archive = Annotated[
+    Path, typer.Argument(parser=local_path, help="An archive: a folder NAME.ditic or a file NAME.ditic.zip.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print results as JSON, one object a line.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary; errors only.")]
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="Processes (default: the cores). The bytes do not depend on it.")
+]
+Device = Annotated[str, typer.Option(help="Where the networks run: cpu or cuda.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")]
+OnError = Annotated[
+    Literal["stop", "fill"],
+    typer.Option(help="At a damaged or lost tile: stop with its name, or fill it, go on and report it."),
+]
+
+
+def beside(place: Path, name: str) -> Path:
+    """Where a result goes unless it is told."""
+    if place.name in ("", ".."):
+        raise ConfigError(f"{place} is a folder without a name to make another of; name the output too")
+    return place.with_name(name)
+
+
+def stem(archive: Path) -> str:
+    """scene.ditic and scene.ditic.zip are archives of "scene"."""
+    return archive.name.removesuffix(".zip").removesuffix(".ditic")
+
+
+def numbers(text: str, count: int, kind: type, option: str) -> tuple[Any, ...]:
+    try:
+        values = tuple(kind(part) for part in text.split(","))
+        if len(values) != count or any(value != value or abs(value) == float("inf") for value in values):
+            raise ValueError
+    except ValueError:
+        raise typer.BadParameter(f"{option} {text!r} is not {count} numbers with commas between") from None
+    return values
+
+
+def byte_count(text: str | None) -> int | None:
+    """Bytes of "500000", "500kB", "20M", "1.5 GB": units of 1000, as sizes are printed."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"([0-9.]+)\s*([kMGT]?)B?", text.strip())
+    try:
+        if found is None:
+            raise ValueError
+        return round(float(found[1]) * 10.0 ** (3 * " kMGT".index(found[2] or " ")))
+    except ValueError:
+        raise typer.BadParameter(f"--size {text!r} is not a number of bytes such as 500000, 500kB or 20MB") from None
+
+
+def window_of(col: int, row: int, width: int, height: int) -> Window:
+    return Window(row=row, col=col, height=height, width=width)
+
+
+def report_damage(result: Any, quiet: bool) -> None:
+    """What the file does not keep; filled tiles and those their loss reached, on stderr even when quiet: errors
+    that were let pass."""
+    for warning in result.warnings:
+        console.note(f"warning: {warning}", quiet=quiet)
+    lost = [key for key in result.damaged if key not in set(result.uncoded)]
+    for keys, what in (
+        (lost, "filled: damaged or lost"),
+        (result.uncoded, "filled: not coded yet, for the archive is not complete"),
+        (result.degraded, "degraded by a neighbour"),
+    ):
+        if keys:
+            shown = " ".join(keys[:20]) + (f" and {len(keys) - 20} more" if len(keys) > 20 else "")
+            console.note(
+                f"warning: {what}: {'tile' if len(keys) == 1 else 'tiles'} {shown}",
+                quiet=quiet and keys is result.degraded,
+            )
