@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from ditic_stream._paths import local_path
+from ditic_stream._paths import Name, local_path
 from ditic_stream.archive import Archive, open_archive
 from ditic_stream.errors import ConfigError, WindowError
 from ditic_stream.geometry import Window
@@ -42,7 +42,7 @@ class Cutout:
 
 
 def region(
-    archive: str | Path,
+    archive: Name,
     out: str | Path,
     *,
     window: Window | None = None,

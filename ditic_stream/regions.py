@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ditic_stream._claim import keep_apart
-from ditic_stream._decoding import Damage, OnError, Pixels, Progress, Strip, check_whole, decode, finish
-from ditic_stream._paths import local_path
+from ditic_stream._decoding import Damage, OnError, Pixels, Progress, Strip, bring, check_whole, decode, finish
+from ditic_stream._paths import Name, local_path, place_of
 from ditic_stream._rendering import codec_of, decode_tile, render_window
 from ditic_stream.archive import Archive, open_archive
 from ditic_stream.blend import Blender, windows_of
@@ -122,6 +122,7 @@ class Scene:
         window = grid.scene if window is None else window.within(grid.height, grid.width)
         out = np.empty((self._radiometry.samples, *window.shape), self.dtype)
         rows, cols = windows_of(grid, window)
+        bring(self.archive, window)
         blender = Blender(grid, rows, cols, self.archive.manifest.image.bands)
         for key, pixels in self._rendered([TileKey(row, col) for row in rows for col in cols]):
             done = blender.add(key, pixels)
@@ -197,7 +198,7 @@ class Scene:
         return self._codec
 
 
-def open_scene(path: str | Path, *, device: str = "cpu", on_error: OnError = "stop") -> Scene:
+def open_scene(path: Name, *, device: str = "cpu", on_error: OnError = "stop") -> Scene:
     """Open an archive for reading windows; a context manager.  The networks are loaded at the first read.
 
     on_error: "fill" goes on after a lost or damaged tile with zero latents and lists it in `scene.damage`.
@@ -212,7 +213,7 @@ def open_scene(path: str | Path, *, device: str = "cpu", on_error: OnError = "st
 
 
 def decompress(
-    archive: str | Path,
+    archive: Name,
     out: str | Path,
     *,
     window: Window | None = None,
@@ -233,7 +234,7 @@ def decompress(
     """
     began, damage = time.monotonic(), Damage()
     target = local_path(out)
-    keep_apart(target, local_path(archive))
+    keep_apart(target, place_of(archive))
     with open_archive(archive) as opened:
         manifest, grid = opened.manifest, opened.grid
         window = grid.scene if window is None else window.within(grid.height, grid.width)
@@ -282,7 +283,7 @@ def _write(output: Output, window: Window, strips: Iterator[Strip]) -> None:
 
 
 def strips(
-    archive: str | Path,
+    archive: Name,
     *,
     window: Window | None = None,
     workers: int | None = None,
