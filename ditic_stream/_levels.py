@@ -257,7 +257,7 @@ class Levels:
         for part in slices(window, max(STRIP_PIXELS // (window.width << 2 * more), 1)):
             source = finer(part, more, *self.shape_at(PREVIEW_LEVEL))
             means = self._means(self._preview(source), self.planes(PREVIEW_LEVEL, source), 1 << more)
-            yield self._from_units(level, part, means, bands)
+            yield self._from_stored(level, part, means, bands)
 
     def _from_preview_enlarged(self, level: int, window: Window, bands: Sequence[int]) -> Strips:
         """The preview drawn larger, linearly between the middles of its pixels that are in sight."""
@@ -274,27 +274,28 @@ class Levels:
                 between(pixels, sight.valid(planes, self._radiometry, band) & visible, rows, cols)
                 for band, pixels in enumerate(units)
             ]
-            yield self._from_units(level, part, np.stack(larger), bands)
+            yield self._from_stored(level, part, np.stack(larger), bands)
 
-    def _from_units(
+    def _from_stored(
         self, level: int, part: Window, stored: NDArray[np.float64], bands: Sequence[int]
     ) -> tuple[Window, Array, Uint8]:
-        """A piece of a level out of the units of those bands that the preview has."""
-        units = np.zeros((3 * self._radiometry.groups, *part.shape), np.float32)
-        units[: len(stored)] = stored
+        """A piece of a level out of means of the preview, 0..255, of those bands that it has."""
+        values = np.zeros((len(self._radiometry.bands), *part.shape))
+        for number, (means, band) in enumerate(zip(stored, self._radiometry.bands, strict=False)):
+            values[number] = means * (band.scale / 255) + band.offset
         below = self.planes(level, part)
-        return part, from_network(units[None], below, self._radiometry)[list(bands)], below
+        return part, from_values(values, below, self._radiometry)[list(bands)], below
 
-    def _preview(self, window: Window) -> NDArray[np.float32]:
-        """The preview (channels, rows, columns) of a window of its pixels, in network units."""
+    def _preview(self, window: Window) -> Uint8:
+        """The preview (channels, rows, columns) of a window of its pixels, as stored."""
         side = self._archive.layout.preview_side
-        out = np.zeros((self._archive.layout.channels, *window.shape), np.float32)
+        out = np.zeros((self._archive.layout.channels, *window.shape), np.uint8)
         shards = tiles(window, side)
         for shard, found in zip(shards, self._loader.each("preview", shards, self._shard_preview), strict=True):
             whole = Window(row=shard.row * side, col=shard.col * side, height=found.shape[1], width=found.shape[2])
             part = whole.intersect(window)
             out[(slice(None), *part.slices(window))] = found[(slice(None), *part.slices(whole))]
-        return out / np.float32(255)
+        return out
 
     def _shard_preview(self, shard: TileKey) -> Uint8:
         try:
