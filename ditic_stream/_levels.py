@@ -115,8 +115,10 @@ class Levels:
             return sight.shrunk(below, self._radiometry, 1 << (level - kept))
         side = self._grid.config.tile >> level
         keys = tiles(window, side)
-        loader = self._loader
-        made = loader.planes(keys) if not level else loader.each(f"planes{level}", keys, self._tile_planes(level))
+        loader, kind = self._loader, f"planes{level}"
+        if level:
+            loader.fetch((), loader.missing(kind, keys))
+        made = loader.each(kind, keys, self._tile_planes(level)) if level else loader.planes(keys)
         for key, found in zip(keys, made, strict=True):
             whole = Window(row=key.row * side, col=key.col * side, height=found.shape[1], width=found.shape[2])
             part = whole.intersect(window)
@@ -169,7 +171,8 @@ class Levels:
         """Decoded pixels, (Window, bands (bands, rows, columns), planes), a piece a row of tiles."""
         rows, cols = windows_of(self._grid, window)
         keys = [TileKey(row, col) for row in rows for col in cols]
-        for piece, units in cut(self._grid, window, self._loader.rendered(keys)):
+        cores = tiles(window, self._grid.config.tile)
+        for piece, units in cut(self._grid, window, self._loader.rendered(keys, cores)):
             planes = self.planes(0, piece)
             yield piece, from_network(units[None], planes, self._radiometry), planes
 
@@ -217,7 +220,7 @@ class Levels:
         out = np.empty((len(groups), self._readout.channels, *around.shape), np.int16)
         side = self._grid.config.tile // CELL
         keys = tiles(around, side)
-        self._loader.fetch(keys)
+        self._loader.fetch(self._loader.missing("coarse", keys))
         for key, found in zip(keys, self._loader.each("coarse", keys, self._tile_coarse), strict=True):
             whole = self._grid.latent_core(key)
             part = whole.intersect(around)
@@ -291,6 +294,7 @@ class Levels:
         side = self._archive.layout.preview_side
         out = np.zeros((self._archive.layout.channels, *window.shape), np.uint8)
         shards = tiles(window, side)
+        self._loader.fetch_previews(shards)
         for shard, found in zip(shards, self._loader.each("preview", shards, self._shard_preview), strict=True):
             whole = Window(row=shard.row * side, col=shard.col * side, height=found.shape[1], width=found.shape[2])
             part = whole.intersect(window)
