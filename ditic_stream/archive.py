@@ -191,7 +191,9 @@ class Archive:
     def record(self, key: TileKey) -> Record:
         """The record of a tile.  MissingTileError when it is lost, ChecksumError or FormatError when it is damaged."""
         self._check(key)
-        return self.shard(self.grid.shard_of(key)).record(key)
+        reader = self.shard(self.grid.shard_of(key))
+        self.store.fetch(reader.index_ranges())
+        return reader.record(key)
 
     def mask(self, window: Window) -> Uint8 | None:
         """The mask planes of a window of scene pixels, uint8 (planes, h, w); None when the scene has no mask.
@@ -208,9 +210,12 @@ class Archive:
             )
         import numpy as np
 
+        rows = range(window.row // tile, -(-window.row_end // tile))
+        cols = range(window.col // tile, -(-window.col_end // tile))
+        self.fetch((), masks=(TileKey(row, col) for row in rows for col in cols))
         result = np.zeros((planes, window.height, window.width), dtype=np.uint8)
-        for row in range(window.row // tile, -(-window.row_end // tile)):
-            for col in range(window.col // tile, -(-window.col_end // tile)):
+        for row in rows:
+            for col in cols:
                 key = TileKey(row, col)
                 core = self.grid.core(key)
                 common = core.intersect(window)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from servers import ObjectStore, object_store, serving
 
 import ditic_stream
 from ditic_stream._destination import destination_of
-from ditic_stream._paths import place_of
+from ditic_stream._paths import Uri, place_of
 from ditic_stream.archive import open_archive
 from ditic_stream.errors import ConfigError, SourceError
 from ditic_stream.geometry import TileKey
@@ -177,3 +178,37 @@ def test_strangers_in_the_prefix_and_places_that_are_read_only_are_refused(scene
         ditic_stream.compress(scene, "https://host/a.ditic", **SETTINGS)
     with pytest.raises(SourceError, match=r"s3://nobucket/a\.ditic cannot be read: .*404 Not Found; check the address"):
         ditic_stream.compress(scene, "s3://nobucket/a.ditic", **SETTINGS)
+
+
+def test_decompress_takes_an_archive_from_s3(objects, store, tmp_path, scene):
+    store.put(scene.parent / "here.ditic", "out/d.ditic")
+    ditic_stream.decompress("s3://bucket/out/d.ditic", tmp_path / "far.tif", workers=1)
+    with ditic_stream.open(scene.parent / "here.ditic") as near:
+        np.testing.assert_array_equal(tifffile.imread(tmp_path / "far.tif"), near[...])
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "neighbour", "shown"),
+    [
+        ("s3://bucket/a/b%20c.tif", "b c.tif", "s3://bucket/a/d%20e.ditic", "s3://bucket/a/b%20c.tif"),
+        (
+            "https://u:p@host:1/x/y.ditic/?sig=s#f",
+            "y.ditic",
+            "https://u:p@host:1/x/d%20e.ditic?sig=s",
+            "https://host:1/x/y.ditic",
+        ),
+        ("GS://bucket/z.ditic.zip", "z.ditic.zip", "gs://bucket/d%20e.ditic", "gs://bucket/z.ditic.zip"),
+    ],
+)
+def test_a_uri_is_named_moved_and_shown_without_credentials_and_survives_pickle(text, name, neighbour, shown):
+    uri = place_of(text)
+    assert isinstance(uri, Uri)
+    assert (uri.name, uri.with_name("d e.ditic").full, str(uri)) == (name, neighbour, shown)
+    assert "p@" not in repr(uri) and "sig" not in repr(uri)
+    assert pickle.loads(pickle.dumps(uri)) == uri == place_of(uri)
+
+
+@pytest.mark.parametrize("text", ["s3://bucket", "s3://bucket/", "http:///x", "file://other/x"])
+def test_a_uri_that_names_nothing_is_refused(text):
+    with pytest.raises(SourceError):
+        place_of(text)
