@@ -367,3 +367,15 @@ def test_a_remote_file_reads_like_a_local_one(tmp_path, site):
         assert file.read_at(150_000, 100_000) == data[150_000:250_000]
         assert file.read_at(400_000, 5) == b""
         file.close()
+
+
+def test_opening_from_afar_is_light_and_a_path_does_without_obstore(site, server):
+    code = (
+        "import sys\n"
+        "from ditic_stream.archive import open_archive\n"
+        "open_archive(sys.argv[1]).close()\n"
+        "print(sorted({'torch', 'zarr', 'numpy', 'obstore', 'fsspec'} & set(sys.modules)))"
+    )
+    for place, loaded in ((str(site / "wide.ditic"), "[]"), (f"{server.url}/wide.ditic.zip", "['obstore']")):
+        done = subprocess.run([sys.executable, "-c", code, place], capture_output=True, text=True)
+        assert done.stdout.strip() == loaded, done.stderr
