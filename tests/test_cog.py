@@ -1,0 +1,264 @@
+"""COG: rio-cogeo and GDAL accept it, over HTTP too; overviews are means of what is in sight; no field is lost."""
+
+from __future__ import annotations
+
+import http.server
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import rasterio
+import tifffile
+import zarr
+from rio_cogeo.cogeo import cog_validate
+
+from ditic_stream import _cog_output
+from ditic_stream.errors import ConfigError, StorageError
+from ditic_stream.geometry import Window
+from ditic_stream.reader import open_source
+from ditic_stream.writer import format_of, open_output
+
+Array = npt.NDArray[Any]
+PLAIN: dict[str, Any] = {
+    "photometric": 1, "extrasamples": [], "planar": False, "alpha": None, "mask": False, "fields": [],
+}  # fmt: skip
+GEO = [
+    {"code": 33550, "kind": 12, "values": [10.0, 10.0, 0.0]},
+    {"code": 33922, "kind": 12, "values": [0.0, 0.0, 0.0, 500000.0, 4600000.0, 0.0]},
+    {"code": 34735, "kind": 3, "values": [1, 1, 0, 3, 1024, 0, 1, 1, 1025, 0, 1, 1, 3072, 0, 1, 32633]},
+]
+
+
+def picture(samples: int, height: int, width: int, dtype: str = "uint8") -> Array:
+    slope = np.add.outer(np.linspace(0, 120, height), np.linspace(0, 60, width))
+    noise = np.random.default_rng(3).integers(0, 40, (samples, height, width))
+    return (slope + noise).astype(dtype)
+
+
+def write(path: Path, pixels: Array, mask: Array | None = None, *, rows: int = 300, **changes: Any) -> None:
+    samples, height, width = pixels.shape
+    options = {name: changes.pop(name) for name in ("format", "lossy", "overwrite") if name in changes}
+    meta = {**PLAIN, "photometric": 2 if samples >= 3 else 1, "fields": GEO, "mask": mask is not None, **changes}
+    bands = samples - (meta["alpha"] is not None)
+    with open_output(
+        path, height=height, width=width, bands=bands, dtype=str(pixels.dtype), metadata=meta, **options
+    ) as output:
+        for row in range(0, height, rows):
+            window = Window(row=row, col=0, height=min(rows, height - row), width=width)
+            part = None if mask is None else mask[row : row + window.height]
+            output.write(window, pixels[:, row : row + window.height], part)
+
+
+def valid(path: Path) -> None:
+    good, errors, warnings = cog_validate(path, strict=True, quiet=True)
+    assert good, (errors, warnings)
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
+    """A server that answers ranges, for the folder of the test; the ranges that were asked for."""
+    asked: list[str] = []
+
+    class Ranges(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_HEAD(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str((tmp_path / self.path.lstrip("/")).stat().st_size))
+            self.send_header("Accept-Ranges", "bytes")
+            self.end_headers()
+
+        def do_GET(self) -> None:
+            data = (tmp_path / self.path.lstrip("/")).read_bytes()
+            first, _, last = self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")
+            part = data[int(first) : int(last or len(data)) + 1]
+            asked.append(self.headers.get("Range", ""))
+            self.send_response(206)
+            self.send_header("Content-Length", str(len(part)))
+            self.send_header("Content-Range", f"bytes {first}-{int(first) + len(part) - 1}/{len(data)}")
+            self.end_headers()
+            self.wfile.write(part)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Ranges)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", asked
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32"])
+@pytest.mark.parametrize(("samples", "height", "width"), [(1, 1, 1), (3, 1500, 1301), (5, 37, 1100), (2, 1025, 512)])
+def test_rio_cogeo_accepts_what_is_written_and_the_pixels_are_those(
+    tmp_path: Path, dtype: str, samples: int, height: int, width: int
+) -> None:
+    pixels = picture(samples, height, width, dtype)
+    write(tmp_path / "a.cog.tif", pixels)
+    valid(tmp_path / "a.cog.tif")
+    with rasterio.open(tmp_path / "a.cog.tif") as file:
+        np.testing.assert_array_equal(file.read(), pixels)
+        assert file.crs.to_epsg() == 32633 and file.transform[2] == 500000
+        assert file.overviews(1) == [2**level for level in range(1, 8) if max(height, width) > 512 * 2 ** (level - 1)]
+        assert file.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
+    with open_source(tmp_path / "a.cog.tif") as source:
+        np.testing.assert_array_equal(source.read(Window(row=0, col=0, height=height, width=width)), pixels)
+
+
+def test_overviews_are_means_of_four_pixels(tmp_path: Path) -> None:
+    pixels = picture(3, 1024, 1200, "uint16")
+    write(tmp_path / "a.cog.tif", pixels)
+    with rasterio.open(tmp_path / "a.cog.tif", OVERVIEW_LEVEL=0) as file:
+        means = pixels.reshape(3, 512, 2, 600, 2).mean(axis=(2, 4))
+        np.testing.assert_array_equal(file.read(), np.rint(means))
+        first = file.read()
+    with rasterio.open(tmp_path / "a.cog.tif", OVERVIEW_LEVEL=1) as file:
+        np.testing.assert_array_equal(file.read(), np.rint(first.reshape(3, 256, 2, 300, 2).mean(axis=(2, 4))))
+
+
+def test_overviews_leave_out_what_is_not_in_sight(tmp_path: Path) -> None:
+    """Nodata, a mask and alpha: a mean of two valid pixels and two others is that of the valid ones."""
+    nodata = [{"code": 42113, "kind": 2, "text": "7"}]
+    pixels = np.full((1, 600, 600), 7, np.uint8)
+    pixels[0, :, ::2] = 100
+    pixels[0, 300:] = 7
+    pixels[0, 0, 0:2], pixels[0, 1, 0:2] = (6, 8), (6, 8)  # a mean that would be nodata
+    write(tmp_path / "n.cog.tif", pixels, fields=[*GEO, *nodata])
+    with rasterio.open(tmp_path / "n.cog.tif", OVERVIEW_LEVEL=0) as file:
+        small = file.read(1)
+        assert small[0, 0] == 8 and (small[2:150] == 100).all() and (small[150:] == 7).all()
+        assert file.nodata == 7
+    colours = picture(3, 600, 600)
+    mask = np.zeros((600, 600), np.uint8)
+    mask[::2, :400:2] = 255
+    write(tmp_path / "m.cog.tif", colours, mask)
+    with rasterio.open(tmp_path / "m.cog.tif", OVERVIEW_LEVEL=0) as file:
+        np.testing.assert_array_equal(file.read()[:, :, :200], colours[:, ::2, :400:2])
+        assert (file.dataset_mask()[:, :200] == 255).all() and (file.dataset_mask()[:, 200:] == 0).all()
+    clear = np.concatenate([colours, np.where(mask, 200, 0)[None].astype(np.uint8)])
+    write(tmp_path / "a.cog.tif", clear, alpha=3, extrasamples=[2])
+    with rasterio.open(tmp_path / "a.cog.tif", OVERVIEW_LEVEL=0) as file:
+        np.testing.assert_array_equal(file.read()[:3, :, :200], colours[:, ::2, :400:2])
+        assert (file.read(4)[:, :200] == 50).all()
+        assert file.colorinterp[3] == rasterio.enums.ColorInterp.alpha
+    for name in "nma":
+        valid(tmp_path / f"{name}.cog.tif")
+
+
+def test_not_a_number_stays_where_it_is_and_spreads_to_no_overview(tmp_path: Path) -> None:
+    pixels = picture(1, 600, 600, "float32")
+    pixels[0, 1::2], pixels[0, 400:] = np.nan, np.nan
+    pixels[0, 0, 0] = np.inf
+    write(tmp_path / "a.cog.tif", pixels, fields=[*GEO, {"code": 42113, "kind": 2, "text": "nan"}])
+    with rasterio.open(tmp_path / "a.cog.tif") as file:
+        np.testing.assert_array_equal(file.read(), pixels)
+    with rasterio.open(tmp_path / "a.cog.tif", OVERVIEW_LEVEL=0) as file:
+        small = file.read(1)
+    assert np.isfinite(small[:200]).all() and np.isnan(small[200:]).all()
+    assert small[0, 0] == pixels[0, 0, 1]
+
+
+def test_a_mask_is_read_with_its_tiles_over_http(tmp_path: Path, served: tuple[str, list[str]]) -> None:
+    """GDAL trusts the ghost area: it reads a tile and its mask by one range, and finds the right bytes there."""
+    pixels, mask = picture(3, 1500, 1300), np.where(picture(1, 1500, 1300)[0] > 90, 255, 0).astype(np.uint8)
+    write(tmp_path / "a.cog.tif", pixels, mask)
+    valid(tmp_path / "a.cog.tif")
+    host, asked = served
+    options = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_HTTP_MULTIRANGE": "SINGLE_GET", "VSI_CACHE": False}
+    with rasterio.Env(**options), rasterio.open(f"/vsicurl/{host}/a.cog.tif") as file:
+        opened = len(asked)
+        part = rasterio.windows.Window(512, 512, 512, 512)
+        np.testing.assert_array_equal(file.read(window=part), pixels[:, 512:1024, 512:1024])
+        np.testing.assert_array_equal(file.dataset_mask(window=part), mask[512:1024, 512:1024])
+        assert len(asked) - opened <= 2, asked
+        np.testing.assert_array_equal(file.read(), pixels)
+        np.testing.assert_array_equal(file.dataset_mask(), mask)
+
+
+def test_fields_exif_and_the_lossy_mark_are_in_a_cog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fields = [
+        *GEO, {"code": 305, "kind": 2, "text": "a camera"}, {"code": 700, "kind": 1, "base64": "PHg+"},
+        {"code": 42112, "kind": 2, "text": '<GDALMetadata><Item name="A">b</Item></GDALMetadata>'},
+    ]  # fmt: skip
+    exif = [{"code": 33434, "kind": 5, "values": [1, 200]}]
+    pixels = picture(3, 700, 600)
+    for limit, name in ((2**32, "a.cog.tif"), (1000, "b.cog.tif")):
+        monkeypatch.setattr(_cog_output, "CLASSIC_LIMIT", limit)
+        write(tmp_path / name, pixels, fields=fields, exif=exif, lossy="by <x>")
+        valid(tmp_path / name)
+        assert (tmp_path / name).read_bytes()[2] == (42 if limit > 1000 else 43)
+        with rasterio.open(tmp_path / name) as file:
+            assert file.tags()["DITIC_LOSSY"] == "by <x>" and file.tags()["A"] == "b"
+            np.testing.assert_array_equal(file.read(), pixels)
+        with tifffile.TiffFile(tmp_path / name) as tiff:
+            tags = tiff.pages.first.tags
+            assert tags[34665].value == {"ExposureTime": (1, 200)}
+            assert tags[305].value == "a camera" and tags[700].value == b"<x>"
+
+
+@pytest.mark.parametrize("rows", [1, 511, 2000])
+def test_the_bytes_of_a_cog_do_not_depend_on_the_height_of_the_strips(tmp_path: Path, rows: int) -> None:
+    pixels, mask = picture(3, 1100, 601), np.where(picture(1, 1100, 601)[0] > 90, 255, 0).astype(np.uint8)
+    write(tmp_path / "a.cog.tif", pixels, mask)
+    write(tmp_path / "b.cog.tif", pixels, mask, rows=rows)
+    assert (tmp_path / "a.cog.tif").read_bytes() == (tmp_path / "b.cog.tif").read_bytes()
+
+
+def test_many_bands_get_smaller_tiles(tmp_path: Path) -> None:
+    pixels = picture(17, 300, 520, "float32")
+    write(tmp_path / "a.cog.tif", pixels)
+    with rasterio.open(tmp_path / "a.cog.tif") as file:
+        assert file.block_shapes[0] == (256, 256)
+        np.testing.assert_array_equal(file.read(), pixels)
+    valid(tmp_path / "a.cog.tif")
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_cog_output._Level, "append", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+    with pytest.raises(StorageError, match="make room"):
+        write(tmp_path / "a.cog.tif", picture(1, 600, 600))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_format_is_named_by_the_ending_or_beside_it(tmp_path: Path) -> None:
+    names = {"a.tif": "tif", "a.COG.TIF": "cog", "a.cog.tiff": "cog", "a.btf": "bigtiff", "a.ome.zarr": "ome-zarr",
+             "a.b.zarr": "zarr", "a.png": "png"}  # fmt: skip
+    assert {name: format_of(Path(name)) for name in names} == names
+    assert format_of(Path("a.tif"), "cog") == "cog" and format_of(Path("a.zarr"), "ome-zarr") == "ome-zarr"
+    for name, kind in (("a.png", "cog"), ("a.zarr", "tif"), ("a.jpg", None), ("a.tif", "jpg")):
+        with pytest.raises(ConfigError, match=r"use|let its name end in"):
+            format_of(Path(name), kind)
+    pixels = picture(1, 30, 40)
+    write(tmp_path / "a.tif", pixels, format="bigtiff")
+    write(tmp_path / "b.tf8", pixels)
+    for name in ("a.tif", "b.tf8"):
+        assert (tmp_path / name).read_bytes()[2] == 43
+        with rasterio.open(tmp_path / name) as file:
+            np.testing.assert_array_equal(file.read(), pixels)
+
+
+def test_every_output_of_an_archive_holds_the_same_pixels(sample, ditic, tmp_path):
+    expected = tifffile.imread(sample.decoded).transpose(2, 0, 1)
+    copied = shutil.copytree(sample.archive, tmp_path / "scene.ditic")
+    for arguments in (["--format", "cog"], [tmp_path / "a.ome.zarr"], [tmp_path / "b.tif", "--format", "cog"]):
+        done = ditic("decompress", copied, *arguments, "--workers", "1")
+        assert done.code == 0, done.err
+    valid(tmp_path / "scene.decoded.cog.tif")
+    assert (tmp_path / "scene.decoded.cog.tif").read_bytes() == (tmp_path / "b.tif").read_bytes()
+    with rasterio.open(tmp_path / "b.tif") as file, rasterio.open(sample.decoded) as plain:
+        np.testing.assert_array_equal(file.read(), expected)
+        assert file.tags() == plain.tags() and "tiny" in file.tags()["DITIC_LOSSY"]
+        assert (file.crs, file.transform, file.nodata) == (plain.crs, plain.transform, plain.nodata)
+    np.testing.assert_array_equal(zarr.open_group(tmp_path / "a.ome.zarr", mode="r")["0"][...], expected)
+    done = ditic("region", copied, tmp_path / "c.tif", "--format", "cog", "--window", "30,40,200,100")
+    assert done.code == 0, done.err
+    with rasterio.open(tmp_path / "c.tif") as file:
+        np.testing.assert_array_equal(file.read(), expected[:, 40:140, 30:230])
+    done = ditic("decompress", copied, tmp_path / "c.png", "--format", "cog")
+    assert done.code == 1 and "cannot be of format cog" in done.err
