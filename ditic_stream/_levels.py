@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ditic_stream._decoding import DAMAGE, Damage, planes_of_tile
+from ditic_stream._decoding import Damage, planes_of_tile
 from ditic_stream._loading import Loader
+from ditic_stream._rendering import DAMAGE
 from ditic_stream._resampling import any_of, box_means, boxes
 from ditic_stream.archive import PREVIEW_SCALE
 from ditic_stream.blend import cut, windows_of

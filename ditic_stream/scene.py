@@ -168,10 +168,9 @@ class Scene:
             pixels, sight = self._resampled(window, level, out_shape, samples)
         else:
             pixels, planes = self._levels.read(level, window, samples)
-            sight = self._levels.sight(planes, samples) if masked else None
+            sight = self._levels.sight(planes, samples) if masked else np.ones(0, bool)
         if not masked:
             return pixels
-        assert sight is not None
         fill = self.nodata if self.nodata is not None else np.nan if self.dtype.kind == "f" else None
         return np.ma.MaskedArray(pixels, ~sight, fill_value=fill)
 
@@ -271,7 +270,7 @@ class Scene:
 
 def _borders(first: int, count: int, levels: int, side: int) -> NDArray[np.float64]:
     """The borders of pixels 2^levels coarser, counted in the pixels of an axis of `side`."""
-    return np.minimum(np.arange(first, first + count + 1) << levels, side).astype(np.float64)
+    return np.asarray(np.minimum(np.arange(first, first + count + 1) << levels, side), np.float64)
 
 
 def _places(borders: NDArray[np.float64], wanted: NDArray[np.float64]) -> NDArray[np.intp]:
