@@ -174,7 +174,8 @@ class CogOutput(Output):
 def _width(widest: int, levels: list[tuple[int, int]]) -> int:
     """The width of tiles.  rio-cogeo takes tiles as wide as their picture for strips where that is over 512 high."""
     taken = {width for height, width in levels if height > SIDE}
-    return next(width for width in (widest, widest // 2, *range(widest - 16, 0, -16)) if width not in taken)
+    wanted: tuple[int, ...] = (widest, widest // 2, *range(widest - 16, 0, -16))
+    return next(width for width in wanted if width not in taken)
 
 
 class _Head:

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,9 @@ class Scene:
         """What was found damaged, and filled."""
         self.uri = str(archive.path) if uri is None else uri
         self._radiometry = Radiometry.from_json(archive.manifest.radiometry)
+        self._options = tuple(
+            {"device": device, "on_error": on_error, "cache_bytes": cache_bytes, "threads": threads}.items()
+        )
         fill = on_error == "fill"
         self._loader = Loader(
             archive, device=device, fill=fill, cache_bytes=cache_bytes, threads=threads, damage=self.damage
@@ -218,12 +222,24 @@ class Scene:
             raise ValueError("a scene is decoded into a new array; copy=False cannot be had")
         return self[...].astype(dtype or self.dtype, copy=False)
 
+    def to_dask(self, *, chunks: Any = None, level: int = 0) -> Any:
+        """A dask array (rows, columns, samples) of a level, each block decoded when it is computed; the values do not
+        depend on the chunks, which are tiles by default.  The scene must stay open.  Needs the extra `dask`."""
+        door = next(iter(entry_points(group="ditic_stream.doors", name="dask")), None)
+        if door is None:
+            raise ConfigError("the package is found but not installed; pip install 'ditic-stream[dask]'")
+        return door.load()(self, chunks=chunks, level=level)
+
     # --- its life
 
     def close(self) -> None:
         """Let go of threads, caches, networks and the archive; a read after that raises ConfigError."""
         self._loader.close()
         self.archive.close()
+
+    def __reduce__(self) -> Any:
+        """Pickles as the name of the archive and how it was opened: it is opened again elsewhere, once a process."""
+        return _open_once, (self.uri, self._options)
 
     def __enter__(self) -> Scene:
         return self
@@ -283,6 +299,11 @@ def _coarser(window: Window, levels: int) -> Window:
     """The pixels of a grid 2^levels coarser that a window touches."""
     row, col = window.row >> levels, window.col >> levels
     return Window(row=row, col=col, height=-(-window.row_end >> levels) - row, width=-(-window.col_end >> levels) - col)
+
+
+@lru_cache(maxsize=8)
+def _open_once(uri: str, options: tuple[tuple[str, Any], ...]) -> Scene:
+    return open_scene(uri, **dict(options))
 
 
 def open_scene(
