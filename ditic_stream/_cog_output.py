@@ -1,7 +1,7 @@
 """Write a scene as a Cloud Optimized GeoTIFF: all directories first, then the tiles, smallest overview first.
 
 In: blocks of rows.  Out: classic TIFF or BigTIFF in GDAL's COG layout, pixel-interleaved tiles of 512 x 512 (lower and
-narrower for many bands), overviews by halves (`_pyramid`), the mask of each level with it, all fields of the source.
+narrower for many bands), overviews by halves (`_halving`), the mask of each level with it, all fields of the source.
 
 How long a tile is, nobody knows before it is compressed, and the directories that say so come first in the file.  So
 the tiles of each level go to a file without a name beside the output, and are copied into place at the end: the disk
@@ -24,8 +24,8 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from ditic_stream._halving import NODATA_FIELD, Block, Pyramid, Sight, sizes
 from ditic_stream._output import Array, Output, checked
-from ditic_stream._pyramid import NODATA_FIELD, Block, Pyramid, Sight, sizes
 from ditic_stream._tiff_form import LONG8, MASK, OVERVIEW, Entry, Form, colours_of, longs, mark
 from ditic_stream._tiff_tags import BRANCHES, fields_from_json
 

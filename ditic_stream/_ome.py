@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ditic_stream._pyramid import nodata_of
+from ditic_stream._halving import nodata_of
 from ditic_stream._tiff_geo import DESCRIPTION, KEYS, geo_of
 
 VERSION = "0.5"

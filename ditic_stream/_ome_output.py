@@ -2,7 +2,7 @@
 
 In: blocks of rows.  Out: arrays (channels, rows, columns) in shards of 512 x 4096 pixels with chunks of 512 x 512
 (lower in very wide scenes) under bytes and zstd; the mask as the label image `labels/mask`, as many levels; all fields
-of the source under "ditic".  Levels are those of `_pyramid`.
+of the source under "ditic".  Levels are those of `_halving`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ditic_stream._halving import Block, Pyramid, Sight, sizes
 from ditic_stream._ome import VERSION, image_attributes, mask_attributes
 from ditic_stream._output import Array, Output, checked
-from ditic_stream._pyramid import Block, Pyramid, Sight, sizes
 from ditic_stream._tiff_form import colours_of
 from ditic_stream._tiff_tags import fields_from_json
 

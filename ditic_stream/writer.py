@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from ditic_stream._cog_output import CogOutput
+from ditic_stream._halving import NODATA_FIELD
 from ditic_stream._npy_output import NpyOutput
 from ditic_stream._ome_output import OmeZarrOutput
 from ditic_stream._output import Output, checked
 from ditic_stream._png_output import PngOutput
-from ditic_stream._pyramid import NODATA_FIELD
 from ditic_stream._tiff_geo import DESCRIPTION, KEYS, RPC, SCALE, TIEPOINTS, TRANSFORM, crop_fields, geo_of
 from ditic_stream._tiff_output import TiffOutput
 from ditic_stream._tiff_tags import fields_from_json

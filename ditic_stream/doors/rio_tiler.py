@@ -41,8 +41,8 @@ from ditic_stream.geometry import Window
 from ditic_stream.scene import Scene
 
 Box = tuple[float, float, float, float]
-MAX_PIXELS = 2**25
-"""Some 15 seconds of decoding on two cores."""
+MAX_PIXELS = 2**26
+"""A map tile of 256 pixels at 1/32, whose records are some seconds of work."""
 MARGIN = 4
 """Pixels read around what was asked for, for kernels that look around (Lanczos takes three)."""
 
@@ -52,8 +52,8 @@ class Reader(BaseReader):
     """Reads a georeferenced archive.  A context manager.
 
     input: path or URI, or an open Scene, which stays open.  options: of rio-tiler's readers (nodata, unscale, ...).
-    device, on_error: of `ditic_stream.open`.  max_pixels: scene pixels that are decoded for a result whose size is
-    given; one that shows more of the scene is made from the stored preview.
+    device, on_error: of `ditic_stream.open`.  max_pixels: scene pixels whose tiles are read for a result of a given
+    size; one that shows more of the scene is made from the stored preview.
     Archives stay open between the readers of one process, a few at a time.
     Raises ConfigError for a scene without a reference system or transform.
     """
@@ -289,7 +289,7 @@ class _Part(RasterioReader):
 
 def _factor(window: Window, max_pixels: int, max_size: int | None, height: int | None, width: int | None) -> int:
     """Scene pixels a pixel of the source covers a side: the largest power of two that is no coarser than the result;
-    that of the preview where more than `max_pixels` would have to be decoded."""
+    that of the preview where the tiles of more than `max_pixels` would have to be read."""
     ratios = [window.height / height] if height else []
     ratios += [window.width / width] if width else []
     if not ratios and max_size:
