@@ -13,13 +13,12 @@ import contextlib
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-import attr
 import numpy as np
 import rasterio
-from affine import Affine
-from morecantile import Tile, TileMatrixSet
+from rasterio import Affine
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp
 from rasterio.errors import CRSError
@@ -47,32 +46,33 @@ MARGIN = 4
 """Pixels read around what was asked for, for kernels that look around (Lanczos takes three)."""
 
 
-@attr.s
 class Reader(BaseReader):
     """Reads a georeferenced archive.  A context manager.
 
-    input: path or URI, or an open Scene, which stays open.  options: of rio-tiler's readers (nodata, unscale, ...).
-    device, on_error: of `ditic_stream.open`.  max_pixels: scene pixels whose tiles are read for a result of a given
-    size; one that shows more of the scene is made from the stored preview.
-    Archives stay open between the readers of one process, a few at a time.
+    input: path or URI, or an open Scene, which stays open.  tms: the grid of tiles, a morecantile.TileMatrixSet.
+    options: of rio-tiler's readers (nodata, unscale, ...).  device, on_error: of `ditic_stream.open`.
+    max_pixels: scene pixels whose tiles are read for a result of a given size; one that shows more of the scene is made
+    from the stored preview.  Archives stay open between the readers of one process, a few at a time.
     Raises ConfigError for a scene without a reference system or transform.
     """
 
-    input: Any = attr.ib()
-    tms: TileMatrixSet = attr.ib(default=WEB_MERCATOR_TMS)
-    options: dict[str, Any] = attr.ib(factory=dict)
-    device: str = attr.ib(default="cpu", kw_only=True)
-    on_error: str = attr.ib(default="stop", kw_only=True)
-    max_pixels: int = attr.ib(default=MAX_PIXELS, kw_only=True)
-    scene: Scene = attr.ib(init=False)
-    _stack: contextlib.ExitStack = attr.ib(init=False, factory=contextlib.ExitStack)
-
-    def __attrs_post_init__(self) -> None:
-        if isinstance(self.input, Scene):
-            self.scene = self.input
+    def __init__(
+        self,
+        input: str | Path | Scene,
+        tms: Any = WEB_MERCATOR_TMS,
+        options: dict[str, Any] | None = None,
+        *,
+        device: str = "cpu",
+        on_error: str = "stop",
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        super().__init__(input, tms)
+        self.options, self.max_pixels = options or {}, max_pixels
+        self._stack = contextlib.ExitStack()
+        if isinstance(input, Scene):
+            self.scene = input
         else:
-            borrowed = scenes.borrow(str(self.input), device=self.device, on_error=self.on_error)
-            self.scene = self._stack.enter_context(borrowed)
+            self.scene = self._stack.enter_context(scenes.borrow(str(input), device=device, on_error=on_error))
         try:
             self._place()
         except BaseException:
@@ -144,7 +144,7 @@ class Reader(BaseReader):
         """A map tile; TileOutsideBounds where the scene is not.  Options as in rio-tiler."""
         if not self.tile_exists(tile_x, tile_y, tile_z):
             raise TileOutsideBounds(f"Tile(x={tile_x}, y={tile_y}, z={tile_z}) is outside bounds")
-        matrix, bbox = self.tms.matrix(tile_z), tuple(self.tms.xy_bounds(Tile(x=tile_x, y=tile_y, z=tile_z)))
+        matrix, bbox = self.tms.matrix(tile_z), tuple(self.tms.xy_bounds(tile_x, tile_y, tile_z))
         crs = self.tms.rasterio_crs
         height, width = tilesize or matrix.tileHeight, tilesize or matrix.tileWidth
         return self.part(bbox, dst_crs=crs, bounds_crs=crs, height=height, width=width, **options)
