@@ -141,7 +141,7 @@ def test_overviews_leave_out_what_is_not_in_sight(tmp_path: Path) -> None:
     mask[::2, :400:2] = 255
     write(tmp_path / "m.cog.tif", colours, mask)
     with rasterio.open(tmp_path / "m.cog.tif", OVERVIEW_LEVEL=0) as file:
-        np.testing.assert_array_equal(file.read()[:, :, :200], colours[:, ::2, :400:2])
+        np.testing.assert_array_equal(file.read(), colours[:, ::2, ::2])  # where none is in sight, the first of four
         assert (file.dataset_mask()[:, :200] == 255).all() and (file.dataset_mask()[:, 200:] == 0).all()
     clear = np.concatenate([colours, np.where(mask, 200, 0)[None].astype(np.uint8)])
     write(tmp_path / "a.cog.tif", clear, alpha=3, extrasamples=[2])

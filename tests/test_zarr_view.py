@@ -108,6 +108,8 @@ def test_a_part_of_a_chunk_is_that_part(archive: Path) -> None:
             asked = [RangeByteRequest(5, 50), OffsetByteRequest(100), SuffixByteRequest(7), None]
             parts = await store.get_partial_values(kind, [(key, part) for part in asked])
             assert [part.to_bytes() for part in parts] == [whole[5:50], whole[100:], whole[-7:], whole]
+            corner = np.frombuffer((await store.get("0/c/0/2/2", kind)).to_bytes(), np.uint8).reshape(3, 256, 256)
+            assert not corner[:, 88:].any() and not corner[:, :, 188:].any() and corner[:, :88, :188].all()
 
         asyncio.run(look())
 
