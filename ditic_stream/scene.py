@@ -14,7 +14,6 @@ import math
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from importlib.metadata import entry_points
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +25,7 @@ from ditic_stream._ground import Box, Ground, Transform
 from ditic_stream._indexing import picks_of
 from ditic_stream._levels import Levels
 from ditic_stream._loading import Loader
+from ditic_stream._paths import Name
 from ditic_stream._pyramid import coarser
 from ditic_stream._resampling import area_means
 from ditic_stream.archive import Archive, open_archive
@@ -61,6 +61,7 @@ class Scene:
         self.damage = Damage()
         """What was found damaged, and filled."""
         self.uri = str(archive.path) if uri is None else uri
+        """The archive as it was named when it was opened."""
         self._radiometry = Radiometry.from_json(archive.manifest.radiometry)
         self._options = tuple(
             {"device": device, "on_error": on_error, "cache_bytes": cache_bytes, "threads": threads}.items()
@@ -250,7 +251,7 @@ class Scene:
 
     def __repr__(self) -> str:
         height, width, samples = self.shape
-        return f"<Scene {self.name}: {height} x {width} x {samples} {self.dtype}, {self.uri}>"
+        return f"<Scene {self.name}: {height} x {width} x {samples} {self.dtype}, {self.archive.path}>"
 
     def _samples(self, bands: Sequence[int] | None) -> list[int]:
         count = self.shape[2]
@@ -302,7 +303,7 @@ def _open_once(uri: str, options: tuple[tuple[str, Any], ...]) -> Scene:
 
 
 def open_scene(
-    path: str | Path,
+    path: Name,
     *,
     device: str = "cpu",
     on_error: OnError = "stop",
