@@ -46,6 +46,8 @@ def geo_archive(
         "driver": "GTiff", "height": height, "width": width, "count": len(pixels), "dtype": dtype, "nodata": nodata,
         "tiled": True, "crs": crs, "photometric": "rgb" if bands == 3 else "minisblack",
     }  # fmt: skip
+    if alpha:
+        profile["alpha"] = "yes"
     if transform is not None:
         profile["transform"] = transform
     with warnings.catch_warnings(), rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
@@ -55,8 +57,6 @@ def geo_archive(
         file.write(pixels)
         if mask:
             file.write_mask(~hidden)
-        if alpha:
-            file.colorinterp = [*file.colorinterp[:bands], rasterio.enums.ColorInterp.alpha]
         if bands == 4:
             file.descriptions = NAMES
     with pytest.MonkeyPatch.context() as patch:

@@ -136,6 +136,28 @@ def test_statistics_are_those_of_the_decoded_file(archive: Path) -> None:
         assert ours.statistics(indexes=1, max_size=64).keys() == {"b1"}
 
 
+def test_bands_that_nobody_asked_for_are_not_read(archives: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    plain = Scene.read
+
+    def watched(self: Scene, window: Any = None, **options: Any) -> Any:
+        asked.append(options["bands"])
+        return plain(self, window, **options)
+
+    monkeypatch.setattr(Scene, "read", watched)
+    box = (500500, 4596000, 503000, 4598500)
+    found = archives["nodata"]
+    with Reader(str(found)) as ours, RasterioReader(str(decoded(found))) as theirs:
+        for options in ({"indexes": (4, 2)}, {"indexes": 3}, {"expression": "b4/b1"}):
+            same(ours.part(box, bounds_crs=UTM, **options), theirs.part(box, bounds_crs=UTM, **options))
+        assert asked == [[1, 3], [2], [0, 3]]
+        with pytest.raises(Exception, match="9"):
+            ours.part(box, bounds_crs=UTM, indexes=9)
+    with Reader(str(archives["alpha"])) as reader:
+        reader.preview(indexes=1)
+        assert asked[-1] == [0, 3]
+
+
 def test_a_large_view_is_made_from_the_preview(archives: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
     plain = Scene.read

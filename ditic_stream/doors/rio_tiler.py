@@ -16,24 +16,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import rasterio
 from rasterio import Affine
 from rasterio.crs import CRS
-from rasterio.enums import ColorInterp
 from rasterio.errors import CRSError
 from rasterio.features import bounds as feature_bounds
-from rasterio.io import DatasetReader, MemoryFile
+from rasterio.io import DatasetReader
 from rasterio.warp import transform_bounds
 from rio_tiler.constants import WEB_MERCATOR_TMS, WGS84_CRS
 from rio_tiler.errors import PointOutsideBounds, TileOutsideBounds
+from rio_tiler.expression import parse_expression
 from rio_tiler.io.base import BaseReader
 from rio_tiler.io.rasterio import Reader as RasterioReader
 from rio_tiler.models import BandStatistics, ImageData, Info, PointData
-from rio_tiler.utils import CRS_to_uri, output_size
+from rio_tiler.utils import CRS_to_uri, cast_to_sequence, output_size
 
 from ditic_stream.archive import PREVIEW_SCALE
-from ditic_stream.doors._pixels import bands_of, is_masked
+from ditic_stream.doors._dataset import colours_for, dataset_of, has_mask, nodata_for
+from ditic_stream.doors._pixels import bands_of
 from ditic_stream.doors._shared import scenes
 from ditic_stream.errors import ConfigError
 from ditic_stream.geometry import Window
@@ -111,8 +110,8 @@ class Reader(BaseReader):
         scene, bands = self.scene, bands_of(self.scene)
         count = scene.shape[2]
         named = [(f"b{band + 1}", name or f"b{band + 1}") for band, name in enumerate(bands.descriptions)]
-        nodata = self.options.get("nodata", _nodata(scene))
-        mask = "Mask" if _has_mask(scene) else "None"
+        nodata = self.options.get("nodata", nodata_for(scene))
+        mask = "Mask" if has_mask(scene) else "None"
         kind = "Nodata" if nodata is not None else "Alpha" if scene.alpha is not None else mask
         return Info.model_validate(
             {
@@ -121,7 +120,7 @@ class Reader(BaseReader):
                 "band_metadata": [(name, {}) for name, _ in named],
                 "band_descriptions": named,
                 "dtype": scene.dtype.name,
-                "colorinterp": [one.name for one in _colours(scene)],
+                "colorinterp": [one.name for one in colours_for(scene)],
                 "nodata_type": kind,
                 "driver": "ditic",
                 "count": count,
@@ -137,7 +136,7 @@ class Reader(BaseReader):
     def statistics(self, *args: Any, max_size: int = 1024, **options: Any) -> dict[str, BandStatistics]:
         """Statistics of bands, of the scene seen at `max_size` pixels at most; options as in rio-tiler."""
         height, width = output_size(dataset_height=self.height, dataset_width=self.width, max_size=max_size)
-        with self._whole(height, width) as part:
+        with self._whole(height, width, options) as part:
             return dict(part.statistics(*args, max_size=None, height=height, width=width, **options))
 
     def tile(self, tile_x: int, tile_y: int, tile_z: int, tilesize: int | None = None, **options: Any) -> ImageData:
@@ -161,7 +160,7 @@ class Reader(BaseReader):
         **options: Any,
     ) -> ImageData:
         """What lies in a box, at native resolution unless a size is given.  Options as in rio-tiler."""
-        with self._around(bbox, bounds_crs, max_size, height, width, buffer) as part:
+        with self._around(bbox, bounds_crs, max_size, height, width, buffer, options) as part:
             found = part.part(
                 bbox, dst_crs=dst_crs, bounds_crs=bounds_crs, max_size=max_size, height=height, width=width,
                 buffer=buffer, **options,
@@ -175,7 +174,7 @@ class Reader(BaseReader):
         """The scene seen as a whole.  Options as in rio-tiler."""
         asked = {"max_size": max_size} if not (height or width) else {"output_height": height, "output_width": width}
         height, width = output_size(dataset_height=self.height, dataset_width=self.width, **asked)
-        with self._whole(height, width) as part:
+        with self._whole(height, width, options) as part:
             found = part.preview(max_size=None, height=height, width=width, **options)
         found.assets = [self.scene.uri]
         return found
@@ -186,7 +185,7 @@ class Reader(BaseReader):
         window = self._window(box, coord_crs, margin=0)
         if window is None:
             raise PointOutsideBounds("Point is outside dataset bounds")
-        with self._around(box, coord_crs, None, None, None, None) as part:
+        with self._around(box, coord_crs, None, None, None, None, options) as part:
             found = part.point(lon, lat, coord_crs=coord_crs, **options)
         found.assets = [self.scene.uri]
         return found
@@ -204,7 +203,7 @@ class Reader(BaseReader):
     ) -> ImageData:
         """What lies in a GeoJSON feature; the rest of its box is masked.  Options as in rio-tiler."""
         box = feature_bounds(shape.get("geometry", shape))
-        with self._around(box, shape_crs, max_size, height, width, buffer) as part:
+        with self._around(box, shape_crs, max_size, height, width, buffer, options) as part:
             found = part.feature(
                 shape, dst_crs=dst_crs, shape_crs=shape_crs, max_size=max_size, height=height, width=width,
                 buffer=buffer, **options,
@@ -216,23 +215,24 @@ class Reader(BaseReader):
 
     @contextmanager
     def _around(
-        self, box: Box, crs: CRS, max_size: int | None, height: int | None, width: int | None, buffer: float | None
-    ) -> Iterator[_Part]:
+        self, box: Box, crs: CRS, max_size: int | None, height: int | None, width: int | None, buffer: float | None,
+        options: dict[str, Any],
+    ) -> Iterator[_Part]:  # fmt: skip
         """A reader of the pixels that a box needs, at a level no coarser than what is asked for."""
         window = self._window(box, crs, margin=0)
         if window is None:  # rio-tiler says what it thinks of a box outside: it sees one pixel of the scene
             window = Window(row=0, col=0, height=1, width=1)
         factor = _factor(window, self.max_pixels, max_size, height, width)
         margin = (MARGIN + math.ceil(buffer or 0)) * factor
-        with self._part(window.grown(margin, height=self.height, width=self.width), factor) as part:
+        with self._part(window.grown(margin, height=self.height, width=self.width), factor, options) as part:
             yield part
 
     @contextmanager
-    def _whole(self, height: int, width: int) -> Iterator[_Part]:
+    def _whole(self, height: int, width: int, options: dict[str, Any]) -> Iterator[_Part]:
         """A reader of the whole scene, at the level that serves a size."""
         window = Window(row=0, col=0, height=self.height, width=self.width)
         factor = _factor(window, self.max_pixels, None, height, width)
-        with self._part(window, factor) as part:
+        with self._part(window, factor, options) as part:
             yield part
 
     def _window(self, box: Box, crs: CRS, margin: int) -> Window | None:
@@ -251,30 +251,11 @@ class Reader(BaseReader):
         return Window(row=upper, col=first, height=lower - upper, width=last - first)
 
     @contextmanager
-    def _part(self, window: Window, factor: int) -> Iterator[_Part]:
+    def _part(self, window: Window, factor: int, options: dict[str, Any]) -> Iterator[_Part]:
         """A reader of a window, each pixel of it over `factor` pixels a side of the scene, or a little more."""
-        scene = self.scene
         shape = max(window.height // factor, 1), max(window.width // factor, 1)
-        pixels = scene.read(window, masked=True, out_shape=None if factor == 1 else shape)
-        transform = self.transform * Affine.translation(window.col, window.row)
-        transform *= Affine.scale(window.width / shape[1], window.height / shape[0])
-        bands = bands_of(scene)
-        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), MemoryFile() as file:
-            with file.open(
-                driver="GTiff", height=shape[0], width=shape[1], count=len(pixels), dtype=scene.dtype, crs=self.crs,
-                transform=transform, nodata=_nodata(scene), photometric="MINISBLACK",
-            ) as made:  # fmt: skip
-                made.write(pixels.data)
-                made.colorinterp = _colours(scene)
-                if _has_mask(scene):
-                    made.write_mask(~np.ma.getmaskarray(pixels).all(axis=0))
-                made.descriptions = bands.descriptions
-                if bands.scales is not None:
-                    made.scales = bands.scales
-                if bands.offsets is not None:
-                    made.offsets = bands.offsets
-            with file.open() as dataset:
-                yield _Part(None, dataset=dataset, tms=self.tms, options=self.options)
+        with dataset_of(self.scene, self.crs, window, shape, _bands(self.scene, options)) as dataset:
+            yield _Part(None, dataset=dataset, tms=self.tms, options=self.options)
 
 
 class _Part(RasterioReader):
@@ -299,24 +280,13 @@ def _factor(window: Window, max_pixels: int, max_size: int | None, height: int |
     return max(factor, PREVIEW_SCALE) if ratios and window.height * window.width > max_pixels else int(factor)
 
 
-def _nodata(scene: Scene) -> float | int | None:
-    """The nodata value; NaN for scenes of floats that hold some and name none."""
-    if scene.nodata is None and scene.dtype.kind == "f" and is_masked(scene) and not _has_mask(scene):
-        return float("nan") if scene.alpha is None else None
-    return scene.nodata
-
-
-def _has_mask(scene: Scene) -> bool:
-    return any(plane["kind"] == "mask" for plane in scene.archive.manifest.radiometry["planes"])
-
-
-def _colours(scene: Scene) -> list[ColorInterp]:
-    """What GDAL calls the samples: red, green and blue or gray, alpha, and bands without a meaning."""
-    photometric = scene.archive.manifest.source.metadata.get("photometric", 1)
-    known = {2: [ColorInterp.red, ColorInterp.green, ColorInterp.blue], 5: [
-        ColorInterp.cyan, ColorInterp.magenta, ColorInterp.yellow, ColorInterp.black
-    ]}.get(photometric, [ColorInterp.gray])  # fmt: skip
-    found = (known + [ColorInterp.undefined] * scene.shape[2])[: scene.shape[2]]
-    if scene.alpha is not None:
-        found[scene.alpha] = ColorInterp.alpha
-    return found
+def _bands(scene: Scene, options: dict[str, Any]) -> list[int] | None:
+    """The samples that a request needs, counted from 0; None for all.  What it asks for wrongly rio-tiler tells."""
+    if options.get("expression"):
+        found = set(parse_expression(options["expression"]))
+    elif options.get("indexes"):
+        found = set(cast_to_sequence(options["indexes"]))
+    else:
+        return None
+    alpha = set() if scene.alpha is None else {scene.alpha}
+    return sorted({index - 1 for index in found if 1 <= index <= scene.shape[2]} | alpha) or [0]

@@ -27,7 +27,7 @@ from ditic_stream.errors import ConfigError
 from ditic_stream.scene import Scene, open_scene
 
 LABELS, MASK = "labels/", "labels/mask/"
-HOW = "mean"
+HOW = "levels of ditic format 1"
 
 
 def view(scene: Scene | str, **options: Any) -> SceneStore:
