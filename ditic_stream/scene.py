@@ -63,6 +63,8 @@ class Scene:
         self.uri = str(archive.path) if uri is None else uri
         """The archive as it was named when it was opened."""
         self._radiometry = Radiometry.from_json(archive.manifest.radiometry)
+        self.closed = False
+        """True after `close`."""
         self._options = tuple(
             {"device": device, "on_error": on_error, "cache_bytes": cache_bytes, "threads": threads}.items()
         )
@@ -236,12 +238,13 @@ class Scene:
 
     def close(self) -> None:
         """Let go of threads, caches, networks and the archive; a read after that raises ConfigError."""
+        self.closed = True
         self._loader.close()
         self.archive.close()
 
     def __reduce__(self) -> Any:
         """Pickles as the name of the archive and how it was opened: it is opened again elsewhere, once a process."""
-        return _open_once, (self.uri, self._options)
+        return _open_again, (str(self.uri), self._options)
 
     def __enter__(self) -> Scene:
         return self
@@ -300,6 +303,15 @@ def _places(borders: NDArray[np.float64], wanted: NDArray[np.float64]) -> NDArra
 @lru_cache(maxsize=8)
 def _open_once(uri: str, options: tuple[tuple[str, Any], ...]) -> Scene:
     return open_scene(uri, **dict(options))
+
+
+def _open_again(uri: str, options: tuple[tuple[str, Any], ...]) -> Scene:
+    """The scene that this process opened for a pickle before, unless that was closed."""
+    scene = _open_once(uri, options)
+    if scene.closed:
+        _open_once.cache_clear()
+        scene = _open_once(uri, options)
+    return scene
 
 
 def open_scene(

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import http.server
 import sys
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +15,7 @@ import tifffile
 import zarr
 from doors import geo_archive
 from rio_cogeo.cogeo import cog_validate
+from servers import serving
 
 from ditic_stream import _cog_output, cli
 from ditic_stream.errors import ConfigError, StorageError
@@ -59,41 +57,6 @@ def write(path: Path, pixels: Array, mask: Array | None = None, *, rows: int = 3
 def valid(path: Path) -> None:
     good, errors, warnings = cog_validate(path, strict=True, quiet=True)
     assert good, (errors, warnings)
-
-
-@pytest.fixture
-def served(tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
-    """A server that answers ranges, for the folder of the test; the ranges that were asked for."""
-    asked: list[str] = []
-
-    class Ranges(http.server.BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_HEAD(self) -> None:
-            self.send_response(200)
-            self.send_header("Content-Length", str((tmp_path / self.path.lstrip("/")).stat().st_size))
-            self.send_header("Accept-Ranges", "bytes")
-            self.end_headers()
-
-        def do_GET(self) -> None:
-            data = (tmp_path / self.path.lstrip("/")).read_bytes()
-            first, _, last = self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")
-            part = data[int(first) : int(last or len(data)) + 1]
-            asked.append(self.headers.get("Range", ""))
-            self.send_response(206)
-            self.send_header("Content-Length", str(len(part)))
-            self.send_header("Content-Range", f"bytes {first}-{int(first) + len(part) - 1}/{len(data)}")
-            self.end_headers()
-            self.wfile.write(part)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Ranges)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", asked
-    server.shutdown()
-    server.server_close()
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32"])
@@ -166,19 +129,22 @@ def test_not_a_number_stays_where_it_is_and_spreads_to_no_overview(tmp_path: Pat
     assert small[0, 0] == pixels[0, 0, 1]
 
 
-def test_a_mask_is_read_with_its_tiles_over_http(tmp_path: Path, served: tuple[str, list[str]]) -> None:
+def test_a_mask_is_read_with_its_tiles_over_http(tmp_path: Path) -> None:
     """GDAL trusts the ghost area: it reads a tile and its mask by one range, and finds the right bytes there."""
     pixels, mask = picture(3, 1500, 1300), np.where(picture(1, 1500, 1300)[0] > 90, 255, 0).astype(np.uint8)
     write(tmp_path / "a.cog.tif", pixels, mask)
     valid(tmp_path / "a.cog.tif")
-    host, asked = served
     options = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_HTTP_MULTIRANGE": "SINGLE_GET", "VSI_CACHE": False}
-    with rasterio.Env(**options), rasterio.open(f"/vsicurl/{host}/a.cog.tif") as file:
-        opened = len(asked)
+    with (
+        serving(tmp_path) as server,
+        rasterio.Env(**options),
+        rasterio.open(f"/vsicurl/{server.url}/a.cog.tif") as file,
+    ):
+        opened = len(server.requests)
         part = rasterio.windows.Window(512, 512, 512, 512)
         np.testing.assert_array_equal(file.read(window=part), pixels[:, 512:1024, 512:1024])
         np.testing.assert_array_equal(file.dataset_mask(window=part), mask[512:1024, 512:1024])
-        assert len(asked) - opened <= 2, asked
+        assert len(server.requests) - opened <= 2
         np.testing.assert_array_equal(file.read(), pixels)
         np.testing.assert_array_equal(file.dataset_mask(), mask)
 

@@ -1,4 +1,4 @@
-"""xarray and dask: lazy, in the right place, the pixels of `decompress` bit for bit however they are cut."""
+"""xarray and dask: lazy, in the right place, the pixels of `decompress` however they are cut; all doors by URI."""
 
 from __future__ import annotations
 
@@ -17,10 +17,15 @@ import pytest
 import rasterio
 import rioxarray
 import xarray as xr
+import zarr
 from doors import decoded, geo_archive
+from servers import serving
 
 import ditic_stream
+from ditic_stream.doors._shared import scenes
+from ditic_stream.doors.rio_tiler import Reader
 from ditic_stream.doors.xarray import dataset_of
+from ditic_stream.doors.zarr import view
 from ditic_stream.errors import ConfigError, SourceError
 from ditic_stream.scene import Scene
 
@@ -182,9 +187,9 @@ def test_a_scene_pickles_as_its_name(archive: Path) -> None:
         assert pickle.loads(pickle.dumps(scene)) is again
         assert pickle.loads(pickle.dumps(dataset_of(scene))).band_data[0, 0, 0] == scene[0, 0, 0]
         again.close()
-    from ditic_stream import scene as module
-
-    module._open_once.cache_clear()
+        another = pickle.loads(pickle.dumps(scene))
+        assert another is not again and another[0, 0].shape == (4,)
+        another.close()
 
 
 def test_a_missing_extra_is_named(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,3 +203,23 @@ def test_xarray_finds_the_engine_without_loading_networks() -> None:
     code = "import xarray, sys; assert 'ditic' in xarray.backends.list_engines(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+# --- far away
+
+
+def test_every_door_takes_an_archive_by_its_address(archive: Path) -> None:
+    with serving(archive.parent) as server, rasterio.open(decoded(archive)) as file:
+        url = f"{server.url}/{archive.name}"
+        with xr.open_dataset(url, engine="ditic") as found:
+            np.testing.assert_array_equal(found.band_data[:, 40:60, 300:500].values, file.read()[:, 40:60, 300:500])
+        with xr.open_dataset(url) as found:  # the engine is known by the ending
+            assert found.sizes["band"] == 4
+        with ditic_stream.open(url) as scene:
+            some = scene.to_dask()[::50, ::60].compute()
+            np.testing.assert_array_equal(some, file.read()[:, ::50, ::60].transpose(1, 2, 0))
+            np.testing.assert_array_equal(zarr.open_group(view(scene), mode="r")["0"][1, 5:9], file.read(2)[5:9])
+        with Reader(url) as reader:
+            part = reader.part((500500, 4596000, 503000, 4598500), bounds_crs=file.crs)
+            np.testing.assert_array_equal(part.array.data, file.read()[:, 150:400, 50:300])
+        scenes.close()

@@ -140,8 +140,5 @@ def test_a_store_pickles_as_the_name_of_its_archive(archive: Path) -> None:
         assert isinstance(again, SceneStore) and again != view(scene) and view(scene) == view(scene)
         np.testing.assert_array_equal(zarr.open_group(again, mode="r")["2"][...], scene.read(level=2))
         again._scene.close()
-    from ditic_stream import scene as module
-
-    module._open_once.cache_clear()
     with ditic_stream.open(archive) as scene, pytest.raises(ConfigError, match="threads"):
         view(scene, threads=2)
