@@ -59,6 +59,7 @@ def geo_archive(
             file.write_mask(~hidden)
         if bands == 4:
             file.descriptions = NAMES
+            file.scales, file.offsets = (0.5,) * 4, (10.0, 10.0, 10.0, 10.0 if dtype == "uint16" else 20.0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "ditic_stream.codec", fakes.module())
         compression.compress(folder / "scene.tif", folder / "scene.ditic", tile=256, overlap=32, workers=1)

@@ -110,6 +110,18 @@ def test_xarray_opens_coarser_levels(archive: Path) -> None:
         xr.open_dataset(archive, engine="ditic", level=9)
 
 
+def test_xarray_masks_and_scales_when_asked(archive: Path, tmp_path: Path) -> None:
+    with xr.open_dataset(archive, engine="ditic", mask_and_scale=True, decode_coords="all") as found:
+        with rasterio.open(decoded(archive)) as file:
+            expected = np.ma.filled(file.read(masked=True) * 0.5 + 10.0, np.nan)
+        np.testing.assert_array_equal(found.band_data.values, expected)
+        assert np.isnan(found.band_data.values).any() and found.band_data.rio.encoded_nodata == 0
+        assert found.valid.dtype == np.uint8
+    unlike = geo_archive(tmp_path / "unlike", bands=4, height=64, width=64)
+    with xr.open_dataset(unlike, engine="ditic") as found:
+        assert found.band_data.attrs["scale_factor"] == 0.5 and found.band_data.attrs["offsets"] == (10, 10, 10, 20)
+
+
 def test_closing_the_dataset_closes_the_scene(archive: Path) -> None:
     found = xr.open_dataset(archive, engine="ditic")
     found.close()

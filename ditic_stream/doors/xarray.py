@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from xarray import Dataset, Variable
+from xarray import Dataset, Variable, decode_cf
 from xarray.backends import BackendArray, BackendEntrypoint
 from xarray.core import indexing
 
@@ -29,7 +29,8 @@ class DiticBackend(BackendEntrypoint):
 
     description = "Open ditic-stream archives (.ditic, .ditic.zip), decoding what is read"
     open_dataset_parameters = (
-        "filename_or_obj", "drop_variables", "level", "device", "on_error", "cache_bytes", "threads",
+        "filename_or_obj", "drop_variables", "mask_and_scale", "decode_coords", "level", "device", "on_error",
+        "cache_bytes", "threads",
     )  # fmt: skip
 
     def open_dataset(
@@ -37,6 +38,8 @@ class DiticBackend(BackendEntrypoint):
         filename_or_obj: Any,
         *,
         drop_variables: str | Iterable[str] | None = None,
+        mask_and_scale: bool = False,
+        decode_coords: bool | str = True,
         level: int = 0,
         device: str = "cpu",
         on_error: Any = "stop",
@@ -45,8 +48,9 @@ class DiticBackend(BackendEntrypoint):
     ) -> Dataset:
         """A Dataset of one level of a scene; closing it closes the scene.
 
-        filename_or_obj: path or URI of an archive.  level: 0 is the scene, each further one half the one before.
-        The others are those of `ditic_stream.open`.  Raises what that raises.
+        filename_or_obj: path or URI of an archive.  mask_and_scale: floats, NaN for nodata, scale and offset applied.
+        decode_coords: taken for those who always give it; `spatial_ref` is a coordinate anyway.  level: 0 is the scene,
+        each further one half the one before.  The others are those of `ditic_stream.open`.  Raises what that raises.
         """
         limit = {} if cache_bytes is None else {"cache_bytes": cache_bytes}
         scene = open_scene(os.fspath(filename_or_obj), device=device, on_error=on_error, threads=threads, **limit)
@@ -57,6 +61,8 @@ class DiticBackend(BackendEntrypoint):
             raise
         dropped = [drop_variables] if isinstance(drop_variables, str) else list(drop_variables or ())
         dataset = dataset.drop_vars(dropped, errors="ignore")
+        if mask_and_scale:
+            dataset = decode_cf(dataset, decode_times=False)
         dataset.set_close(scene.close)
         return dataset
 
@@ -109,7 +115,7 @@ def _lazy(array: Pixels | Valid) -> Any:
 
 
 def _band_attributes(scene: Scene) -> dict[str, Any]:
-    """Nodata, names, scales, offsets and units, as CF says, one value where all bands share it."""
+    """Nodata, names, scales, offsets and units: as CF says where all bands share one value, else a value each."""
     bands: Bands = bands_of(scene)
     found: dict[str, Any] = {"grid_mapping": GRID_MAPPING}
     if scene.nodata is not None:
@@ -117,9 +123,13 @@ def _band_attributes(scene: Scene) -> dict[str, Any]:
     if any(bands.descriptions):
         names = tuple(name or "" for name in bands.descriptions)
         found["long_name"] = names[0] if len(names) == 1 else names
-    for name, values in (("scale_factor", bands.scales), ("add_offset", bands.offsets), ("units", bands.units)):
+    for name, several, values in (
+        ("scale_factor", "scales", bands.scales),
+        ("add_offset", "offsets", bands.offsets),
+        ("units", "units", bands.units),
+    ):
         if values is not None:
-            found[name] = values[0] if len(set(values)) == 1 else values
+            found |= {name: values[0]} if len(set(values)) == 1 else {several: values}
     return found
 
 
