@@ -27,6 +27,7 @@ import numpy.typing as npt
 from ditic_stream._halving import NODATA_FIELD, Block, Pyramid, Sight, sizes
 from ditic_stream._output import Array, Output, checked
 from ditic_stream._tiff_form import LONG8, MASK, OVERVIEW, Entry, Form, colours_of, longs, mark
+from ditic_stream._tiff_geo import DESCRIPTION
 from ditic_stream._tiff_tags import BRANCHES, fields_from_json
 
 CLASSIC_LIMIT = 2**32 - 1
@@ -70,7 +71,10 @@ class CogOutput(Output):
         overwrite: bool,
     ) -> None:
         self._photometric, self._extras = colours_of(metadata, samples)
-        self._fields = fields_from_json(metadata.get("fields", []))
+        fields = fields_from_json(metadata.get("fields", []))
+        if metadata.get("pages"):  # what describes the pages of channels is not true of bands in one picture
+            fields = [field for field in fields if field[0] != DESCRIPTION]
+        self._fields = fields
         self._branches = {
             code: fields_from_json(metadata[name], branch=True) for name, code in BRANCHES.items() if metadata.get(name)
         }

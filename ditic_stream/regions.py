@@ -107,7 +107,7 @@ def decompress(
             damaged=tuple(str(key) for key in sorted(damage.tiles)),
             uncoded=tuple(str(key) for key in damage.uncoded(opened)),
             degraded=tuple(str(key) for key in damage.degraded(opened)),
-            warnings=not_kept(target, metadata),
+            warnings=not_kept(target, metadata, format),
             seconds=round(time.monotonic() - began, 3),
         )
 

@@ -107,9 +107,12 @@ def open_output(
     )
 
 
-def not_kept(path: Path, metadata: dict[str, Any]) -> tuple[str, ...]:
+def not_kept(path: Path, metadata: dict[str, Any], format: str | None = None) -> tuple[str, ...]:
     """What of a scene has no place in the format of `path` (.npy is one too), in a sentence that says what has."""
-    if format_of(path) not in ("png", "npy"):
+    format = format_of(path, format)
+    if format == "cog" and checked(metadata, "pages", (bool,), False):
+        return (f"{path.name} has its channels as bands, and not the description of their pages; a .tif has both",)
+    if format not in ("png", "npy"):
         return ()
     has_mask = bool(checked(metadata, "mask", (bool,), False))
     has_alpha = checked(metadata, "alpha", (int, type(None)), None) is not None

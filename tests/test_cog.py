@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,14 @@ import zarr
 from doors import geo_archive
 from rio_cogeo.cogeo import cog_validate
 from servers import serving
+from test_formats import assert_same_about, bring_back
 
 from ditic_stream import _cog_output, cli
 from ditic_stream.errors import ConfigError, StorageError
 from ditic_stream.geometry import Window
+from ditic_stream.radiometry import survey
 from ditic_stream.reader import open_source
-from ditic_stream.writer import format_of, open_output
+from ditic_stream.writer import format_of, not_kept, open_output
 
 Array = npt.NDArray[Any]
 PLAIN: dict[str, Any] = {
@@ -248,3 +251,40 @@ def test_every_output_of_an_archive_holds_the_same_pixels(
     capsys.readouterr()
     assert run("decompress", archive, folder / "c.png", "--format", "cog") == 1
     assert "cannot be of format cog" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "cog__goes.tif", "geo__RGBA.uint16.tif", "gcp__cog_gcps_ovr.tif", "geo__image_with_offsets.tif",
+        "planar__tiff_strip_planar_raw_with_overviews.tif", "ome__test_image.ome.tif", "float__cog_gradient.tif",
+        "geo__dataset_namespace_metadata.tif",
+    ],
+)  # fmt: skip
+def test_a_real_file_says_the_same_as_a_cog_as_it_does_as_a_tif(shared: Path, tmp_path: Path, name: str) -> None:
+    """Without the codec between: GDAL sees the same pixels, masks, place, bands and tags."""
+    with open_source(shared / "data" / "scenes" / name) as source:
+        radiometry = survey(source)
+        for target in ("a.tif", "a.cog.tif"):
+            bring_back(source, tmp_path / target, radiometry)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        valid(tmp_path / "a.cog.tif")
+        assert_same_about(tmp_path / "a.tif", tmp_path / "a.cog.tif")
+        with rasterio.open(tmp_path / "a.tif") as plain, rasterio.open(tmp_path / "a.cog.tif") as file:
+            np.testing.assert_array_equal(file.read(), plain.read())
+            np.testing.assert_array_equal(file.dataset_mask(), plain.dataset_mask())
+
+
+def test_channels_with_pages_of_their_own_become_bands_and_lose_what_described_the_pages(tmp_path: Path) -> None:
+    pixels = picture(2, 600, 520)
+    fields = [{"code": 270, "kind": 2, "text": "<OME><Image/></OME>"}, {"code": 305, "kind": 2, "text": "a scope"}]
+    meta = {"pages": True, "fields": [*GEO, *fields]}
+    write(tmp_path / "a.cog.tif", pixels, **meta)
+    valid(tmp_path / "a.cog.tif")
+    with open_source(tmp_path / "a.cog.tif") as source:
+        np.testing.assert_array_equal(source.read(Window(row=0, col=0, height=600, width=520)), pixels)
+    with tifffile.TiffFile(tmp_path / "a.cog.tif") as tiff:
+        assert tiff.pages.first.description == "" and tiff.pages.first.tags[305].value == "a scope"
+    (sentence,) = not_kept(tmp_path / "a.tif", meta, "cog")
+    assert "the description of their pages" in sentence and not_kept(tmp_path / "a.tif", meta) == ()
