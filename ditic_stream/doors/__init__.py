@@ -1,0 +1,1 @@
+"""Doors: the ways in for other programs."""
