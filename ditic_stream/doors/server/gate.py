@@ -24,7 +24,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ditic_stream.errors import DiticError
-from ditic_stream.executors import be_one_thread
 
 Run = Callable[["Ticket"], Any]
 LONGEST_RETRY = 60
@@ -85,7 +84,7 @@ class Gate:
         self._jobs: dict[Hashable, _Job] = {}
         self._seconds = 0.5
         """Running mean of what a job takes: for advice only."""
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="ditic-serve", initializer=be_one_thread)
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="ditic-serve")
 
     async def run(self, client: str, key: Hashable, run: Run) -> Any:
         """The result of `run`, or of the job under the same key that waits or runs already.
