@@ -207,17 +207,23 @@ def _planes(archive: Archive, window: Window, damage: Damage | None) -> Uint8:
         for col in range(window.col // tile, (window.col_end - 1) // tile + 1):
             key = TileKey(row, col)
             part = archive.grid.core(key).intersect(window)
-            into = planes[(slice(None), *part.slices(window))]
-            try:
-                with naming(key):
-                    found = archive.mask(part)
-                into[...] = 0 if found is None else found
-            except DAMAGE as error:
-                if damage is None:
-                    raise
-                damage.tiles.setdefault(key, error.message)
-                into[...] = _all_valid(archive)
+            planes[(slice(None), *part.slices(window))] = planes_of_tile(archive, key, damage, part)
     return planes
+
+
+def planes_of_tile(archive: Archive, key: TileKey, damage: Damage | None, part: Window | None = None) -> Uint8:
+    """The mask planes of a tile's core or of a part of it, (planes, rows, columns); `damage` as for `finish`."""
+    part = part or archive.grid.core(key)
+    try:
+        with naming(key):
+            found = archive.mask(part)
+        return np.zeros((0, *part.shape), np.uint8) if found is None else found
+    except DAMAGE as error:
+        if damage is None:
+            raise
+        damage.tiles.setdefault(key, error.message)
+        valid = _all_valid(archive)
+        return np.broadcast_to(valid, (len(valid), *part.shape)).copy()
 
 
 def _all_valid(archive: Archive) -> Uint8:

@@ -10,12 +10,15 @@ alone keeps a window behind the tiles it reads (`schedule`).
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -180,17 +183,36 @@ def _loaded(load: Callable[..., TileCodec], name: str, device: str) -> TileCodec
     return load(name, device=device)
 
 
+_elsewhere: WeakValueDictionary[tuple[str, str], TileCodec] = WeakValueDictionary()
+"""Codecs on other devices: shared while somebody holds one, and gone with the last, since their memory is scarce."""
+_opening = Lock()
+
+
 def codec_of(manifest: Manifest, device: str) -> TileCodec:
     """The codec an archive names; WeightsError when the weights at hand are others."""
     from ditic_stream.codec import load_codec
 
-    codec = _loaded(load_codec, manifest.model.name, device)
+    name = manifest.model.name
+    with _opening:
+        if device == "cpu":
+            codec = _loaded(load_codec, name, device)
+        else:
+            found = _elsewhere.get((name, device))
+            codec = found if found is not None else load_codec(name, device=device)
+            _elsewhere[name, device] = codec
     if codec.info.weights != manifest.model.weights:
         raise WeightsError(
             f"the archive needs weights {manifest.model.weights[:16]}... of {manifest.model.name}, this release has "
             f"{codec.info.weights[:16]}...; import the ones it names with `ditic-stream models import`"
         )
     return codec
+
+
+def release_memory(device: str) -> None:
+    """Give a device the memory back that torch keeps of codecs that are gone."""
+    torch = sys.modules.get("torch")
+    if torch is not None and device.startswith("cuda"):
+        torch.cuda.empty_cache()
 
 
 def groups_of(manifest: Manifest) -> int:
