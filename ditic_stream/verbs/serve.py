@@ -110,7 +110,7 @@ def _run(
         raise ConfigError(f"serving needs {error.name}; install it with pip install 'ditic-stream[serve]'") from None
     from ditic_stream.executors import cores
 
-    total = byte_count(cache) or 0
+    total, threads = byte_count(cache) or 0, threads or cores()
     with Catalog() as catalog:
         for archive, source in archives:
             if look and source is None:
@@ -118,7 +118,12 @@ def _run(
                 if source is not None:
                     console.note(f"original: {source}", quiet=quiet)
             catalog.add(
-                archive, source=source, device=device, on_error=on_error, cache_bytes=total * 3 // 4 // len(archives)
+                archive,
+                source=source,
+                device=device,
+                on_error=on_error,
+                cache_bytes=total * 3 // 4 // len(archives),
+                threads=max(threads // len(archives), 1),
             )
 
         def ready(address: str) -> None:
@@ -135,6 +140,6 @@ def _run(
                 threading.Thread(target=webbrowser.open, args=(page,), daemon=True).start()
 
         run(
-            catalog, Settings(threads=threads or cores(), kept_bytes=total // 4, **settings),
+            catalog, Settings(threads=threads, kept_bytes=total // 4, **settings),
             host=host, port=port, ready=ready, access_log=access_log,
         )  # fmt: skip

@@ -128,16 +128,16 @@ class Server:
         query = request.query_params
         col, row, wide, high = _numbers(query.get("window", f"0,0,{width},{height}"), 4, "window")
         window = Window(row=row, col=col, height=high, width=wide).within(height, width)
-        size = _numbers(query["size"], 2, "size") if "size" in query else (wide, high)
-        check_size(*size)
+        made_w, made_h = _numbers(query["size"], 2, "size") if "size" in query else (wide, high)
+        check_size(made_w, made_h)
         form = checked_format(query.get("format", "png"))
         show = _shown(request)
         box = (window.col, window.row, window.col_end, window.row_end)
 
         def make(ticket: Ticket) -> Rgba:
-            return served.picture(served.stretch(*show)).render(box, *size, ticket.check)
+            return served.picture(served.stretch(*show)).render(box, made_w, made_h, ticket.check)
 
-        return await self._picture(request, served, ("region", box, size, show), form, make)
+        return await self._picture(request, served, ("region", box, made_w, made_h, show), form, make)
 
     async def tilejson(self, request: Request) -> Response:
         served = self._served(request)
@@ -233,7 +233,8 @@ class Server:
     def _served(self, request: Request) -> Served:
         name = request.path_params.get("name") or request.query_params.get("archive")
         if name is None and len(self.catalog) == 1:
-            return next(iter(self.catalog))
+            (only,) = self.catalog
+            return only
         served = self.catalog.get(name) if name is not None else None
         if served is None:
             raise NotServedError("no archive of this name is served; / lists those that are")

@@ -9,19 +9,19 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import ditic_stream
 from ditic_stream._paths import local_path
-from ditic_stream.doors.server._stopgap import Stopgap
 from ditic_stream.doors.server.display import Picture, Stretch, stretch_of
 from ditic_stream.doors.server.original import Original
 from ditic_stream.errors import ConfigError, SourceError
 from ditic_stream.geometry import TileKey
 from ditic_stream.reader import open_source
-from ditic_stream.regions import OnError
+from ditic_stream.regions import OnError, Scene
 from ditic_stream.summary import summary
 
 RESERVED = {"healthz", "info", "region", "static"}
@@ -32,7 +32,7 @@ MAX_RATES = 2**20
 class Served:
     """One archive under its name.  For any thread."""
 
-    def __init__(self, name: str, scene: Any, original: Original | None) -> None:
+    def __init__(self, name: str, scene: Scene, original: Original | None) -> None:
         self.name, self.scene, self.original = name, scene, original
         version = f"{scene.archive.manifest.to_json()['digest']} {ditic_stream.__version__}"
         self.version = hashlib.sha256(version.encode()).hexdigest()[:16]
@@ -126,12 +126,15 @@ class Catalog:
         device: str = "cpu",
         on_error: OnError = "stop",
         cache_bytes: int = 2**28,
+        threads: int | None = None,
     ) -> Served:
         """Open an archive (and its source) and give it a name: that of its file, with a number where it is taken.
 
         Raises what opening raises; ConfigError when the source has another size than the archive.
         """
-        scene = Stopgap(ditic_stream.open(archive, device=device, on_error=on_error))
+        scene = ditic_stream.open(
+            archive, device=device, on_error=on_error, cache_bytes=cache_bytes, threads=threads
+        )  # fmt: skip
         self._stack.callback(scene.close)
         original = None
         if source is not None:
@@ -150,7 +153,7 @@ class Catalog:
     def get(self, name: str) -> Served | None:
         return self._served.get(name)
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[Served]:
         return iter(self._served.values())
 
     def __len__(self) -> int:
