@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -133,8 +134,8 @@ def _run(
                 {"url": page, "archives": places}, as_json=as_json, quiet=quiet,
                 lines=[f"{page}  (Ctrl-C ends it)"],
             )  # fmt: skip
+            threading.Thread(target=next(iter(catalog)).warm, daemon=True).start()
             if browse:
-                import threading
                 import webbrowser
 
                 threading.Thread(target=webbrowser.open, args=(page,), daemon=True).start()

@@ -65,7 +65,7 @@ class Places:
         self.web = (float(x.min()), float(y.min()), float(x.max()), float(y.max()))
         # The zoom whose pixels are as fine as the scene's, and the one at which it fits into about a tile.
         span = max(self.web[2] - self.web[0], self.web[3] - self.web[1], 1e-3)
-        detail = span / math.hypot(width, height) * math.sqrt(2)
+        detail = self._middle() or span / max(width, height)
         self.max_zoom = min(max(math.ceil(math.log2(2 * EDGE / TILE / detail) - 0.1), 0), MAX_ZOOM)
         self.min_zoom = min(max(math.floor(math.log2(2 * EDGE / span)), 0), self.max_zoom)
 
@@ -114,6 +114,17 @@ class Places:
         result = sample(rgba, rows * scale - top_row, cols * scale - left_col)
         result[outside] = 0
         return result
+
+    def _middle(self) -> float | None:
+        """Metres on the map from the middle pixel to its nearer neighbour; None where it is not on the map."""
+        a, b, c, d, e, f = self._forward
+        cols, rows = self.width / 2 + np.array([0, 1, 0]), self.height / 2 + np.array([0, 0, 1])
+        try:
+            x, y = self._to_web(a * cols + b * rows + c, d * cols + e * rows + f)
+        except OutsideError:
+            return None
+        step = np.hypot(x[1:] - x[0], y[1:] - y[0]).min()
+        return float(step) if step > 1e-6 else None
 
     def _pixels(self, left: float, top: float, span: float, size: int, *, exact: bool) -> tuple[Floats, Floats]:
         """(rows, cols) of the scene at the centres of a tile's pixels."""

@@ -89,5 +89,6 @@ def _unweighted(values: Floats) -> Rgba:
 
 
 def _bytes(values: Floats) -> Rgba:
-    result: Rgba = np.clip(np.floor(values + 0.5), 0, 255).astype(np.uint8)
+    # A hair above the half: a mean that is half a level must not depend on the order of its sum.
+    result: Rgba = np.clip(np.floor(values + (0.5 + 1e-6)), 0, 255).astype(np.uint8)
     return result

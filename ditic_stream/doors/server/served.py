@@ -6,6 +6,7 @@ Knows scenes; knows nothing of HTTP.  A name in an address is a key of the dicti
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import threading
@@ -19,7 +20,7 @@ from ditic_stream._paths import local_path
 from ditic_stream.doors.server.display import Picture, Stretch, stretch_of
 from ditic_stream.doors.server.original import Original
 from ditic_stream.errors import ConfigError, SourceError
-from ditic_stream.geometry import TileKey
+from ditic_stream.geometry import TileKey, Window
 from ditic_stream.reader import open_source
 from ditic_stream.regions import OnError, Scene
 from ditic_stream.summary import summary
@@ -64,6 +65,11 @@ class Served:
         if self.original is None:
             raise LookupError(self.name)
         return Picture(self.original, stretch)
+
+    def warm(self) -> None:
+        """Load the networks, as the first picture would: then that one is fast.  Errors wait for who meets them."""
+        with contextlib.suppress(Exception):
+            self.scene.read(Window(row=0, col=0, height=1, width=1))
 
     def transparent(self) -> bool:
         """True when pixels may be without data."""
