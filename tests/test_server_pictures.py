@@ -81,7 +81,9 @@ def test_a_picture_at_the_scenes_own_size_is_its_pixels() -> None:
     assert (found == opaque(pixels[:, 10:290, 20:180].transpose(1, 2, 0))).all()
 
 
-@pytest.mark.parametrize(("size", "level"), [((1000, 800), 0), ((600, 480), 0), ((500, 400), 1), ((130, 104), 2), ((126, 100), 3)])
+@pytest.mark.parametrize(
+    ("size", "level"), [((1000, 800), 0), ((600, 480), 0), ((500, 400), 1), ((130, 104), 2), ((126, 100), 3)]
+)
 def test_no_finer_level_is_read_than_the_size_needs(size: tuple[int, int], level: int) -> None:
     levels = InMemory(colours(800, 1000))
     picture = Picture(levels, stretch_of(levels))
@@ -107,7 +109,7 @@ def test_strips_join_without_a_seam(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ditic_stream.doors.server.display.STRIP_AREA", 2000)
     levels.asked.clear()
     assert (picture.render(box, 111, 173) == whole).all()
-    assert len(levels.asked) > 20
+    assert len(levels.asked) > 10
 
 
 def test_checks_between_strips_can_stop_a_picture(monkeypatch: pytest.MonkeyPatch) -> None:

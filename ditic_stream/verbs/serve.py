@@ -112,7 +112,7 @@ def _run(
     from ditic_stream.executors import cores
 
     total, threads = byte_count(cache) or 0, threads or cores()
-    with Catalog() as catalog:
+    with console.interruptible("nothing was changed"), Catalog() as catalog:
         for archive, source in archives:
             if look and source is None:
                 source = source_at_hand(archive)

@@ -239,7 +239,7 @@
       : `; stretched ${show.low.map((one, place) => `${number(one)}..${number(show.high[place])}`).join(", ")} (${show.stretch})`;
     words += `; ${info.bpp.toPrecision(3)} bits per pixel, ${info.model} at quality ${info.quality}; lossy`;
     words += info.page_format === "png" ? "" : `; shown as ${info.page_format}`;
-    at("about").textContent = words;
+    at("about").textContent = at("about").title = words;
   };
 
   // --- together
