@@ -268,7 +268,8 @@ HOSTILE = [
     "/static/../app.py", "/static/%2e%2e/app.py", "/static/..%2fapp.py", "/static/viewer.html", "/static/%00",
     "/static/viewer.js%00.png", "/scene%00/info", "/%00", "/scene.ditic/zarr.json", "/scene/zarr.json",
     "/scene/image_files/9/..%2f0_0.png", "/scene/image_files/%2e%2e/0_0.png", "/scene/tiles/0/0/..%2f0.png",
-    "/scene/iiif/..%2f..%2f/max/0/default.png", "/file:%2f%2f%2fetc%2fpasswd", "/scene/original_files/0/%2fetc%2fpasswd",
+    "/scene/iiif/..%2f..%2f/max/0/default.png", "/file:%2f%2f%2fetc%2fpasswd",
+    "/scene/original_files/0/%2fetc%2fpasswd",
 ]  # fmt: skip
 
 
@@ -299,7 +300,8 @@ def test_names_are_never_paths(sample: Sample, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("address", "status"),
     [
-        ("/scene/region?window=0,0,10", 400), ("/scene/region?window=0,0,0,10", 400), ("/scene/region?window=a,0,1,1", 400),
+        ("/scene/region?window=0,0,10", 400), ("/scene/region?window=0,0,0,10", 400),
+        ("/scene/region?window=a,0,1,1", 400),
         ("/scene/region?window=690,0,11,1", 400), ("/scene/region?window=-1,0,1,1", 400),
         ("/scene/region?window=0,0,1,1&size=99999,99999", 413), ("/scene/region?size=5000,1", 413),
         ("/scene/region?size=0,1", 400), ("/scene/region?format=exe", 400), ("/scene/region?bands=9", 400),

@@ -55,7 +55,8 @@ def test_sizes_of_the_specification(size: str, expected: tuple[int, int]) -> Non
         ({"size": "301,"}, "enlarge"), ({"size": "pct:101"}, "enlarge"), ({"size": "full"}, "none"),
         ({"size": "0,"}, "1 x 1"), ({"size": ","}, "none"), ({"size": "pct:0"}, "1 x 1"),
         ({"rotation": "-90"}, "none"), ({"rotation": "361"}, "none"), ({"rotation": "!x"}, "none"),
-        ({"last": "native.jpg"}, "no quality"), ({"last": "default.gif"}, "not served"), ({"last": "jpg"}, "no quality"),
+        ({"last": "native.jpg"}, "no quality"), ({"last": "default.gif"}, "not served"),
+        ({"last": "jpg"}, "no quality"),
     ],
 )  # fmt: skip
 def test_words_the_specification_has_not_are_refused(parts: dict[str, str], words: str) -> None:

@@ -1,4 +1,4 @@
-"""The page in a real browser: tiles appear, zoom, swipe and overlays work, nothing is complained of or fetched elsewhere."""
+"""The page in a real browser: tiles appear; zoom, swipe and overlays work; no complaint, nothing from elsewhere."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from ditic_stream.doors.server.served import Catalog
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
 SETTLED = """() => {
   const world = window.ditic && ditic.viewer.world;
