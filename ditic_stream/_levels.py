@@ -5,39 +5,49 @@ Knows where each level comes from (docs/format.md, section 13, defines them); de
 
     0        decoded pixels
     1, 2     means of decoded pixels
-    3 .. 5   means of decoded pixels
-    6 ..     means of the stored preview; bands it does not have come from decoded pixels
+    3 .. 5   read out of the coarse latents (_overview)
+    6 ..     means of the stored preview; bands it does not have: means of level 5
 
-A block of pixels is a pixel of the level.  Its mean is over those in sight; where none is, the block is what its upper
-left pixel is: nodata, NaN, hidden.  Planes shrink by the same rule, so that every level is masked like a scene.
+Weights without a readout: 3 is means of decoded pixels; 4 and 5 are the preview enlarged, and means of decoded pixels
+for bands that it does not have.
+
+What a mean is over, and how masks shrink, says _sight.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ditic_stream import _sight as sight
 from ditic_stream._decoding import Damage, planes_of_tile
 from ditic_stream._loading import Loader
+from ditic_stream._overview import Readout, weight_of
+from ditic_stream._pyramid import coarser, count_of, finer, slices, tiles
 from ditic_stream._rendering import DAMAGE
-from ditic_stream._resampling import any_of, box_means, boxes
+from ditic_stream._resampling import between
 from ditic_stream.archive import PREVIEW_SCALE
+from ditic_stream.bitstream import EMPTY
 from ditic_stream.blend import cut, windows_of
-from ditic_stream.errors import ConfigError
-from ditic_stream.geometry import TileKey, Window
-from ditic_stream.radiometry import VALID, Radiometry, alpha_of, from_network, from_values, mask_of, pixels_of
+from ditic_stream.errors import ConfigError, naming
+from ditic_stream.geometry import CELL, TileKey, Window
+from ditic_stream.radiometry import Radiometry, alpha_of, from_network, from_values, pixels_of
 
 MIDDLE_LEVEL = 3
+CELL_LEVEL = CELL.bit_length() - 1
 PREVIEW_LEVEL = PREVIEW_SCALE.bit_length() - 1
-SMALLEST = 64
-"""Longest side of the last level, pixels."""
 STRIP_PIXELS = 2**22
 """Pixels of a source held while a strip of a level is made from it."""
+STRIP_CELLS = 2**16
+"""Cells of latents held while a strip of a level is read out of them, some 100 MB."""
 Array = NDArray[Any]
 Uint8 = NDArray[np.uint8]
+Strips = Iterator[tuple[Window, Array, Uint8]]
+"""Pieces of a window from top to bottom: where, bands (bands, rows, columns), planes (planes, rows, columns)."""
 
 
 class Levels:
@@ -46,10 +56,7 @@ class Levels:
     def __init__(self, loader: Loader, radiometry: Radiometry, damage: Damage | None) -> None:
         self._loader, self._radiometry, self._damage = loader, radiometry, damage
         self._archive, self._grid = loader.archive, loader.grid
-        longest, count = max(self._grid.height, self._grid.width), 1
-        while -(-longest >> (count - 1)) > SMALLEST:
-            count += 1
-        self.count = count
+        self.count = count_of(self._grid.height, self._grid.width)
 
     def shape(self, level: int) -> tuple[int, int]:
         """(rows, columns) of a level; ConfigError when there is none."""
@@ -66,58 +73,35 @@ class Levels:
         window.within(*self.shape(level))
         planes = np.empty((self._archive.layout.planes, *window.shape), np.uint8)
         out = np.empty((len(samples), *window.shape), self._radiometry.dtype)
-        bands = sorted({band for band in map(self._band, samples) if band is not None})
-        for part, found, below in self._strips(level, window, bands):
-            at = part.slices(window)
-            planes[(slice(None), *at)] = below
-            alpha = alpha_of(below, self._radiometry)
-            for place, sample in enumerate(samples):
-                band = self._band(sample)
-                out[(place, *at)] = alpha if band is None else found[bands.index(band)]
+        wanted = sorted({band for band in self._bands(samples) if band is not None})
+        for strips, bands in self._sources(level, window, wanted):
+            for part, found, below in strips:
+                at = part.slices(window)
+                planes[(slice(None), *at)] = below
+                for place, band in enumerate(self._bands(samples)):
+                    if band is not None and band in bands:
+                        out[(place, *at)] = found[bands.index(band)]
+        if not wanted:
+            planes = self.planes(level, window)
+        if self._radiometry.alpha in samples:
+            alpha = alpha_of(planes, self._radiometry)
+            out[[sample == self._radiometry.alpha for sample in samples]] = alpha
         return out, planes
 
+    def _bands(self, samples: Sequence[int]) -> list[int | None]:
+        return [sight.band_of(sample, self._radiometry) for sample in samples]
+
     def sight(self, planes: Uint8, samples: Sequence[int]) -> NDArray[np.bool_]:
-        """Which of the samples (samples, rows, columns) of planes are valid: no nodata or NaN, and not hidden."""
-        return np.stack([self._valid(planes, self._band(sample)) & self._visible(planes) for sample in samples])
-
-    def mask(self, planes: Uint8) -> Uint8:
-        """The mask of the scene, 0 or 255: some band is valid, and neither mask nor alpha hides the pixel."""
-        valid = np.zeros(planes.shape[1:], bool)
-        served = {band for plane in self._radiometry.planes for band in plane.bands}
-        if len(served) < len(self._radiometry.bands):
-            valid[...] = True
-        for number, plane in enumerate(self._radiometry.planes):
-            if plane.kind == "validity":
-                valid |= planes[number] == VALID
-        return np.where(valid & self._visible(planes), np.uint8(255), np.uint8(0))
-
-    def _band(self, sample: int) -> int | None:
-        """The band of a sample; None for alpha."""
-        alpha = self._radiometry.alpha
-        return sample if alpha is None or sample < alpha else None if sample == alpha else sample - 1
-
-    def _valid(self, planes: Uint8, band: int | None) -> NDArray[np.bool_]:
-        for number, plane in enumerate(self._radiometry.planes):
-            if plane.kind == "validity" and band in plane.bands:
-                return np.asarray(planes[number] == VALID)
-        return np.ones(planes.shape[1:], bool)
-
-    def _visible(self, planes: Uint8) -> NDArray[np.bool_]:
-        mask, alpha = mask_of(planes, self._radiometry), alpha_of(planes, self._radiometry)
-        seen = np.ones(planes.shape[1:], bool)
-        if mask is not None:
-            seen &= mask != 0
-        if alpha is not None:
-            seen &= alpha != 0
-        return seen
+        """Which samples (samples, rows, columns) have a value and are visible, by planes that `read` gave."""
+        return sight.sight(planes, self._radiometry, samples)
 
     def valid(self, level: int, window: Window) -> Uint8:
         """The mask (rows, columns), 0 or 255, of a window of the level's pixels."""
         window.within(*self.shape(level))
         out = np.empty(window.shape, np.uint8)
         rows = max(STRIP_PIXELS // (window.width << 2 * (level - _source(level))), 1)
-        for part in _slices(window, rows):
-            out[part.slices(window)] = self.mask(self.planes(level, part))
+        for part in slices(window, rows):
+            out[part.slices(window)] = sight.dataset_mask(self.planes(level, part), self._radiometry)
         return out
 
     def planes(self, level: int, window: Window) -> Uint8:
@@ -125,15 +109,15 @@ class Levels:
         planes = np.zeros((self._archive.layout.planes, *window.shape), np.uint8)
         if not len(planes):
             return planes
-        finer = _source(level)
-        if finer < level:
-            return self._shrunk_planes(
-                self.planes(finer, _scaled(window, level - finer, *self.shape_at(finer))), 1 << (level - finer)
-            )
+        kept = _source(level)
+        if kept < level:
+            below = self.planes(kept, finer(window, level - kept, *self.shape_at(kept)))
+            return sight.shrunk(below, self._radiometry, 1 << (level - kept))
         side = self._grid.config.tile >> level
-        keys = _tiles(window, side)
-        kept = self._loader.planes(keys) if not level else self._loader.each(f"planes{level}", keys, self._tile(level))
-        for key, found in zip(keys, kept, strict=True):
+        keys = tiles(window, side)
+        loader = self._loader
+        made = loader.planes(keys) if not level else loader.each(f"planes{level}", keys, self._tile_planes(level))
+        for key, found in zip(keys, made, strict=True):
             whole = Window(row=key.row * side, col=key.col * side, height=found.shape[1], width=found.shape[2])
             part = whole.intersect(window)
             planes[(slice(None), *part.slices(window))] = found[(slice(None), *part.slices(whole))]
@@ -145,7 +129,7 @@ class Levels:
         """Values (samples, rows, columns) as pixels where something is in sight, `nearest` elsewhere."""
         out = nearest.copy()
         for place, sample in enumerate(samples):
-            band = self._band(sample)
+            band = sight.band_of(sample, self._radiometry)
             if band is not None:
                 pixels = pixels_of(values[place], self._radiometry.bands[band], out.dtype)
             else:
@@ -153,14 +137,24 @@ class Levels:
             out[place] = np.where(seen[place], pixels, nearest[place])
         return out
 
-    def _strips(self, level: int, window: Window, bands: Sequence[int]) -> Iterator[tuple[Window, Array, Uint8]]:
-        """Pieces of a window from top to bottom: (Window, bands (bands, rows, columns), planes)."""
-        if level < PREVIEW_LEVEL or any(band >= self._archive.layout.channels for band in bands):
-            return self._from_pixels(level, window, bands)
-        return self._from_preview(level, window, bands)
+    def _sources(self, level: int, window: Window, bands: list[int]) -> Iterator[tuple[Strips, list[int]]]:
+        """Where the bands of a level come from: the pieces of a window from top to bottom, and the bands they hold."""
+        stored = [band for band in bands if band < self._archive.layout.channels]
+        others = [band for band in bands if band not in stored]
+        model = self._archive.manifest.model
+        readable = weight_of(model.name, model.weights) is not None
+        if level < MIDDLE_LEVEL or (level == MIDDLE_LEVEL and not readable):
+            found = [(self._from_pixels, bands)]
+        elif level < PREVIEW_LEVEL and readable:
+            found = [(self._from_latents, bands)]
+        else:
+            preview = self._from_preview if level >= PREVIEW_LEVEL else self._from_preview_enlarged
+            latents = self._from_level_5 if readable else self._from_pixels
+            found = [(preview, stored), (latents, others)]
+        return ((make(level, window, some), some) for make, some in found if some)
 
-    def _from_pixels(self, level: int, window: Window, bands: Sequence[int]) -> Iterator[tuple[Window, Array, Uint8]]:
-        source = _scaled(window, level, self._grid.height, self._grid.width)
+    def _from_pixels(self, level: int, window: Window, bands: Sequence[int]) -> Strips:
+        source = finer(window, level, self._grid.height, self._grid.width)
         for piece, pixels, planes in _aligned(self._pixels(source), 1 << level, source.row_end):
             row, end = piece.row >> level, -(-piece.row_end >> level)
             part = Window(row=row, col=window.col, height=end - row, width=window.width)
@@ -171,7 +165,7 @@ class Levels:
             else:
                 yield part, pixels[list(bands)], planes
 
-    def _pixels(self, window: Window) -> Iterator[tuple[Window, Array, Uint8]]:
+    def _pixels(self, window: Window) -> Strips:
         """Decoded pixels, (Window, bands (bands, rows, columns), planes), a piece a row of tiles."""
         rows, cols = windows_of(self._grid, window)
         keys = [TileKey(row, col) for row in rows for col in cols]
@@ -179,21 +173,123 @@ class Levels:
             planes = self.planes(0, piece)
             yield piece, from_network(units[None], planes, self._radiometry), planes
 
-    def _from_preview(self, level: int, window: Window, bands: Sequence[int]) -> Iterator[tuple[Window, Array, Uint8]]:
-        more = level - PREVIEW_LEVEL
-        for part in _slices(window, max(STRIP_PIXELS // (window.width << 2 * more), 1)):
-            source = _scaled(part, more, *self.shape_at(PREVIEW_LEVEL))
-            units = np.zeros((len(self._radiometry.bands), *source.shape), np.float32)
-            units[: self._archive.layout.channels] = self._preview(source)
-            means = self._means(units, self.planes(PREVIEW_LEVEL, source), 1 << more)
+    def _from_latents(self, level: int, window: Window, bands: Sequence[int]) -> Strips:
+        """Means of 8, 16 or 32 pixels out of the coarse latents, a strip of cells after the other."""
+        readout = self._readout
+        assert readout is not None
+        parts = 1 << (CELL_LEVEL - level)
+        groups = sorted({band // 3 for band in bands})
+        cells = Window(
+            row=window.row // parts,
+            col=window.col // parts,
+            height=-(-window.row_end // parts) - window.row // parts,
+            width=-(-window.col_end // parts) - window.col // parts,
+        )
+        for strip in slices(cells, max(STRIP_CELLS // cells.width, 1)):
+            means = readout.means(self._coarse(strip, groups), parts)
+            whole = Window(row=strip.row * parts, col=strip.col * parts, height=means.shape[1], width=means.shape[2])
+            part = whole.intersect(window)
+            units = np.zeros((3 * self._radiometry.groups, *part.shape), np.float32)
+            for place, group in enumerate(groups):
+                units[3 * group : 3 * group + 3] = means[(slice(3 * place, 3 * place + 3), *part.slices(whole))]
             below = self.planes(level, part)
-            yield part, from_network(means[None].astype(np.float32), below, self._radiometry)[list(bands)], below
+            yield part, from_network(units[None], below, self._radiometry)[list(bands)], below
+
+    def _from_level_5(self, level: int, window: Window, bands: Sequence[int]) -> Strips:
+        """Means of level 5, for bands that the preview does not have."""
+        more = level - CELL_LEVEL
+        for part in slices(window, max(STRIP_PIXELS // (window.width << 2 * more), 1)):
+            source = finer(part, more, *self.shape_at(CELL_LEVEL))
+            pixels = np.zeros((len(self._radiometry.bands), *source.shape), self._radiometry.dtype)
+            planes = self.planes(CELL_LEVEL, source)
+            for piece, found, _ in self._from_latents(CELL_LEVEL, source, bands):
+                pixels[(list(bands), *piece.slices(source))] = found
+            below = self.planes(level, part)
+            means = self._means(pixels, planes, 1 << more)
+            yield part, from_values(means, below, self._radiometry)[list(bands)], below
+
+    def _coarse(self, window: Window, groups: list[int]) -> NDArray[np.int16]:
+        """The coarse values (groups, channels, rows + 2, columns + 2) of a window of cells and of the cells around it;
+        beyond the scene's they are those at its edge."""
+        assert self._readout is not None
+        rows, cols = self.shape_at(CELL_LEVEL)
+        around = window.grown(1, height=rows, width=cols)
+        out = np.empty((len(groups), self._readout.channels, *around.shape), np.int16)
+        side = self._grid.config.tile // CELL
+        keys = tiles(around, side)
+        self._loader.fetch(keys)
+        for key, found in zip(keys, self._loader.each("coarse", keys, self._tile_coarse), strict=True):
+            whole = self._grid.latent_core(key)
+            part = whole.intersect(around)
+            out[(slice(None), slice(None), *part.slices(around))] = found[(groups, slice(None), *part.slices(whole))]
+        before = (window.row == around.row, around.row_end == window.row_end)
+        beside = (window.col == around.col, around.col_end == window.col_end)
+        return np.pad(out, ((0, 0), (0, 0), before, beside), mode="edge")
+
+    def _tile_coarse(self, key: TileKey) -> NDArray[np.int16]:
+        assert self._readout is not None
+        core, manifest = self._grid.latent_core(key), self._archive.manifest
+        empty = np.zeros((self._radiometry.groups, self._readout.channels, *core.shape), np.int16)
+        try:
+            with naming(key):
+                record = self._archive.record(key)
+                if record.kind == EMPTY:
+                    return empty
+                return self._loader.codec.decode_coarse(
+                    record, self._radiometry.groups, core.height, core.width, manifest.q
+                )
+        except DAMAGE as error:
+            if self._damage is None:
+                raise
+            self._damage.tiles[key] = error.message
+            return empty
+
+    @cached_property
+    def _readout(self) -> Readout | None:
+        model = self._archive.manifest.model
+        weight = weight_of(model.name, model.weights)
+        if weight is None:
+            return None
+        return Readout(weight, self._loader.codec.coarse_gain(self._archive.manifest.q))
+
+    def _from_preview(self, level: int, window: Window, bands: Sequence[int]) -> Strips:
+        more = level - PREVIEW_LEVEL
+        for part in slices(window, max(STRIP_PIXELS // (window.width << 2 * more), 1)):
+            source = finer(part, more, *self.shape_at(PREVIEW_LEVEL))
+            means = self._means(self._preview(source), self.planes(PREVIEW_LEVEL, source), 1 << more)
+            yield self._from_units(level, part, means, bands)
+
+    def _from_preview_enlarged(self, level: int, window: Window, bands: Sequence[int]) -> Strips:
+        """The preview drawn larger, linearly between the middles of its pixels that are in sight."""
+        factor = 1 << (PREVIEW_LEVEL - level)
+        for part in slices(window, max(STRIP_PIXELS // window.width, 1)):
+            inner = coarser(part, PREVIEW_LEVEL - level)
+            height, width = self.shape_at(PREVIEW_LEVEL)
+            source = inner.grown(1, height=height, width=width)
+            units, planes = self._preview(source), self.planes(PREVIEW_LEVEL, source)
+            visible = sight.visible(planes, self._radiometry)
+            rows = (np.arange(part.row, part.row_end) + 0.5) / factor - 0.5 - source.row
+            cols = (np.arange(part.col, part.col_end) + 0.5) / factor - 0.5 - source.col
+            larger = [
+                between(pixels, sight.valid(planes, self._radiometry, band) & visible, rows, cols)
+                for band, pixels in enumerate(units)
+            ]
+            yield self._from_units(level, part, np.stack(larger), bands)
+
+    def _from_units(
+        self, level: int, part: Window, stored: NDArray[np.float64], bands: Sequence[int]
+    ) -> tuple[Window, Array, Uint8]:
+        """A piece of a level out of the units of those bands that the preview has."""
+        units = np.zeros((3 * self._radiometry.groups, *part.shape), np.float32)
+        units[: len(stored)] = stored
+        below = self.planes(level, part)
+        return part, from_network(units[None], below, self._radiometry)[list(bands)], below
 
     def _preview(self, window: Window) -> NDArray[np.float32]:
         """The preview (channels, rows, columns) of a window of its pixels, in network units."""
         side = self._archive.layout.preview_side
         out = np.zeros((self._archive.layout.channels, *window.shape), np.float32)
-        shards = _tiles(window, side)
+        shards = tiles(window, side)
         for shard, found in zip(shards, self._loader.each("preview", shards, self._shard_preview), strict=True):
             whole = Window(row=shard.row * side, col=shard.col * side, height=found.shape[1], width=found.shape[2])
             part = whole.intersect(window)
@@ -208,61 +304,12 @@ class Levels:
                 raise
             return np.zeros(self._archive.layout.preview_part(shard), np.uint8)
 
-    def _tile(self, level: int) -> Callable[[TileKey], Uint8]:
+    def _tile_planes(self, level: int) -> Callable[[TileKey], Uint8]:
         """How the planes of a tile are made at a level."""
-        return lambda key: self._shrunk_planes(planes_of_tile(self._archive, key, self._damage), 1 << level)
+        return lambda key: sight.shrunk(planes_of_tile(self._archive, key, self._damage), self._radiometry, 1 << level)
 
     def _means(self, values: Array, planes: Uint8, factor: int) -> NDArray[np.float64]:
-        """Means (bands, rows, columns) over blocks of what is in sight (of what is valid, where all is hidden)."""
-        if not len(planes):
-            return box_means(values, np.ones(values.shape[1:], bool), factor)[0]
-        visible = self._visible(planes)
-        out = np.empty((len(values), *(-(-side // factor) for side in values.shape[1:])))
-        for band, pixels in enumerate(values):
-            valid = self._valid(planes, band)
-            out[band], seen = box_means(pixels, valid & visible, factor)
-            if not seen.all():
-                out[band] = np.where(seen, out[band], box_means(pixels, valid, factor)[0])
-        return out
-
-    def _shrunk_planes(self, planes: Uint8, factor: int) -> Uint8:
-        """Planes of blocks: valid or unmasked where a pixel is, else the upper left one's; alpha's mean, 0 only where
-        all of it is 0."""
-        shape = (len(planes), *(-(-side // factor) for side in planes.shape[1:]))
-        out = np.zeros(shape, np.uint8)
-        if factor == 1:
-            return planes
-        for number, plane in enumerate(self._radiometry.planes):
-            if plane.kind == "validity":
-                first = planes[number, ::factor, ::factor]
-                out[number] = np.where(any_of(planes[number] == VALID, factor), VALID, first)
-            elif plane.kind == "mask":
-                out[number] = np.where(any_of(planes[number] != 0, factor), 255, 0)
-        alpha = alpha_of(planes, self._radiometry)
-        if alpha is not None:
-            self._put_alpha(out, alpha, factor)
-        return out
-
-    def _put_alpha(self, planes: Uint8, alpha: Array, factor: int) -> None:
-        number = boxes(np.ones(alpha.shape), factor)
-        mean = boxes(alpha.astype(np.float64), factor) / number
-        if alpha.dtype.kind != "f":
-            mean = np.where((mean > 0) & (mean < 1), 1, np.rint(mean))
-        bits = mean.astype(alpha.dtype).view(f"u{alpha.itemsize}")
-        for place, plane in enumerate(self._radiometry.planes):
-            if plane.kind.startswith("alpha_"):
-                planes[place] = (bits >> (8 * int(plane.kind[-1]))) & 255
-
-
-def _scaled(window: Window, level: int, height: int, width: int) -> Window:
-    """The pixels of a finer grid of height x width that a window of one `level` coarser covers."""
-    row, col = window.row << level, window.col << level
-    return Window(
-        row=row,
-        col=col,
-        height=min(window.row_end << level, height) - row,
-        width=min(window.col_end << level, width) - col,
-    )
+        return sight.means(values, planes, self._radiometry, factor)
 
 
 def _source(level: int) -> int:
@@ -270,15 +317,7 @@ def _source(level: int) -> int:
     return 0 if level < MIDDLE_LEVEL else MIDDLE_LEVEL if level < PREVIEW_LEVEL else PREVIEW_LEVEL
 
 
-def _slices(window: Window, rows: int) -> Iterator[Window]:
-    """A window from top to bottom, so many rows at a time."""
-    for row in range(window.row, window.row_end, rows):
-        yield Window(row=row, col=window.col, height=min(rows, window.row_end - row), width=window.width)
-
-
-def _aligned(
-    pieces: Iterator[tuple[Window, Array, Uint8]], factor: int, end: int
-) -> Iterator[tuple[Window, Array, Uint8]]:
+def _aligned(pieces: Strips, factor: int, end: int) -> Strips:
     """The pieces cut anew so that each but the last ends on a multiple of `factor` rows."""
     kept: tuple[Window, Array, Uint8] | None = None
     for piece in pieces:
@@ -295,12 +334,3 @@ def _aligned(
             if kept is not None:
                 rest = Window(row=done.row_end, col=whole.col, height=whole.height - ready, width=whole.width)
                 kept = (rest, pixels[:, ready:], planes[:, ready:])
-
-
-def _tiles(window: Window, side: int) -> list[TileKey]:
-    """Squares of a grid of `side` pixels that a window meets, row-major."""
-    return [
-        TileKey(row, col)
-        for row in range(window.row // side, (window.row_end - 1) // side + 1)
-        for col in range(window.col // side, (window.col_end - 1) // side + 1)
-    ]

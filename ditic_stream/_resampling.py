@@ -37,6 +37,24 @@ def box_means(values: Array, counts: Bools, factor: int) -> tuple[Floats, Bools]
     return total / np.maximum(number, 1), number > 0
 
 
+def between(values: Array, counts: Bools, rows: Floats, cols: Floats) -> Floats:
+    """Values (rows, columns) drawn linearly between the middles of those that count; 0 where none of the four does.
+
+    rows, cols: where, counted from the middle of the first; beyond the last ones are the last ones.
+    """
+    weight = _linear(_linear(counts.astype(np.float64), rows, 0), cols, 1)
+    total = _linear(_linear(np.where(counts, values, 0).astype(np.float64), rows, 0), cols, 1)
+    return np.divide(total, weight, out=np.zeros_like(total), where=weight > 0)
+
+
+def _linear(values: Floats, at: Floats, axis: int) -> Floats:
+    at = at.clip(0, values.shape[axis] - 1)
+    before = np.floor(at).astype(np.intp)
+    after = np.minimum(before + 1, values.shape[axis] - 1)
+    part = (at - before).reshape((-1, 1) if axis == 0 else (1, -1))
+    return np.asarray(values.take(before, axis) * (1 - part) + values.take(after, axis) * part)
+
+
 def area_means(
     values: Array, counts: Bools, rows: tuple[Floats, Floats], cols: tuple[Floats, Floats]
 ) -> tuple[Floats, Bools]:

@@ -93,6 +93,11 @@ class ExactLayer:
         total = _convolve(x, self.weight) + (bias.float() + self.half)[:, None, None]
         return (total * (2.0**-self.shift)[:, None, None]).floor().clamp(low, high)
 
+    def only(self, outputs: Tensor) -> ExactLayer:
+        """The layer with some of its outputs alone."""
+        bias = self.bias[:, outputs]
+        return ExactLayer(self.weight[outputs], bias, self.shift[outputs], input_max=0)
+
 
 def _convolve(x: Tensor, weight: Tensor) -> Tensor:
     """A convolution that only multiplies and adds; on a GPU as a matrix product, since its kernels may transform
@@ -160,6 +165,8 @@ class EntropyModel:
             self.scale_table = tensors["entropy.scale_table"].to(torch.int64)
             self.scale_table_z = tensors["entropy.scale_table_z"].to(torch.int64)
             if config.context:
+                first = torch.arange(config.context)
+                self.layers["coarse_out"] = self.layers["out"].only(torch.cat([first, first + config.latent]))
                 self.context_steps = tensors["entropy.context_steps"].numpy()
                 self.share = tensors["entropy.near_share"].numpy()
             self.tables = Tables.from_arrays(
@@ -196,11 +203,14 @@ class EntropyModel:
         return answers
 
     def _walk(
-        self, z: NDArray[np.int32], q: int, height: int, width: int, code: Code
+        self, z: NDArray[np.int32], q: int, height: int, width: int, code: Code, *, coarse: bool = False
     ) -> tuple[NDArray[np.int32], TileLatent]:
-        """Go through the passes of a tile.  Returns all symbols, and the latent they make."""
+        """Go through the passes of a tile.  Returns all symbols, and the latent they make.
+
+        coarse: stop after the passes of the first `context` channels; the rest stays 0.
+        """
         latent, first = self.config.latent, self.config.context
-        shape = (len(z), latent, height, width)
+        shape = (len(z), first if coarse else latent, height, width)
         symbols, values, indexes = np.zeros(shape, np.int32), np.zeros(shape, np.int16), np.zeros(shape, np.uint8)
         table = (interpolate(self.scale_table, q).numpy() + Q_STEPS // 2)[:, None, None]
 
@@ -213,16 +223,18 @@ class EntropyModel:
 
         with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
             hyper = self._hyper(z, q)[:, :, :height, :width]
-            mean, scale = _halves(self.layers["out"](hyper, q, -MEAN_MAX, MEAN_MAX))
+            mean, scale = _halves(self.layers["coarse_out" if coarse else "out"](hyper, q, -MEAN_MAX, MEAN_MAX))
             if first:
-                coarse, turn = slice(0, first), pass_of_cells(height, width).numpy()
-                coded(coarse, turn == 0, mean[:, coarse], scale[:, coarse])
+                lead, turn = slice(0, first), pass_of_cells(height, width).numpy()
+                coded(lead, turn == 0, mean[:, lead], scale[:, lead])
                 for step in (0, 1):
-                    known = np.where(turn <= step, values[:, coarse] - mean[:, coarse], 0)
+                    known = np.where(turn <= step, values[:, lead] - mean[:, lead], 0)
                     more_mean, more_scale = self._context("near", known, hyper, q)
                     more_mean += _between(known, step, self.share[step])
-                    coded(coarse, turn == step + 1, mean[:, coarse] + more_mean, scale[:, coarse] + more_scale)
-                more_mean, more_scale = self._context("context", values[:, coarse].astype(np.int64), hyper, q)
+                    coded(lead, turn == step + 1, mean[:, lead] + more_mean, scale[:, lead] + more_scale)
+                if coarse:
+                    return symbols, TileLatent(values, indexes)
+                more_mean, more_scale = self._context("context", values[:, lead].astype(np.int64), hyper, q)
                 mean, scale = mean[:, first:] + more_mean, scale[:, first:] + more_scale
             coded(slice(first, latent), np.ones((height, width), bool), mean, scale)
         return symbols, TileLatent(values, indexes)
@@ -302,3 +314,29 @@ class EntropyModel:
                 "decoded symbols disagree with their checksum; the numerics here differ from the encoder's"
             )
         return latent
+
+    def pull_coarse(self, coded: Coded, groups: int, height: int, width: int, q: int) -> Int16:
+        """The values of the first `context` channels alone (all, where the model has no context), as `pull` gives them:
+        int16 (groups, channels, rows, columns).
+
+        They are the first parts of the stream, so the rest is not decoded, and the checksum, which is over all, is not
+        checked.  Raises DesyncError when the words end before.
+        """
+        if not self.config.context:
+            return self.pull(coded, groups, height, width, q).values
+        shape = (groups, self.config.hyper_z, -(-height // 2), -(-width // 2))
+
+        def code(part: slice, cells: NDArray[np.bool_], mean: Int16, index: UInt8) -> NDArray[np.int32]:
+            there = (index >= CODED_FROM) & cells
+            symbols = np.zeros(mean.shape, np.int32)
+            symbols[there] = decoder.pull(index[there]).clip(-SYMBOL_MAX, SYMBOL_MAX)
+            return symbols
+
+        try:
+            decoder = Decoder(coded.words, coded.escapes, self.tables, 1 << coded.lanes_log2)
+            z = decoder.pull(self._z_indexes(shape, q).ravel()).reshape(shape).clip(-Z_MAX, Z_MAX)
+            return self._walk(z, q, height, width, code, coarse=True)[1].values
+        except FormatError as error:
+            raise DesyncError(
+                f"the symbols do not decode ({error.message}); the record is damaged or the numerics differ"
+            ) from error

@@ -25,6 +25,7 @@ from ditic_stream._ground import Box, Ground, Transform
 from ditic_stream._indexing import picks_of
 from ditic_stream._levels import Levels
 from ditic_stream._loading import Loader
+from ditic_stream._pyramid import coarser
 from ditic_stream._resampling import area_means
 from ditic_stream.archive import Archive, open_archive
 from ditic_stream.errors import ConfigError
@@ -162,7 +163,7 @@ class Scene:
         if bbox is not None:
             if window is not None:
                 raise ConfigError("a window and a bbox were given; give one of the two")
-            window = _coarser(self._ground.window_of(bbox), level)
+            window = coarser(self._ground.window_of(bbox), level)
         window = Window(row=0, col=0, height=height, width=width) if window is None else window.within(height, width)
         if out_shape is not None:
             pixels, sight = self._resampled(window, level, out_shape, samples)
@@ -254,7 +255,7 @@ class Scene:
             raise ConfigError(f"out_shape {out_shape} is empty; give (rows, columns), 1 or more each")
         ratio = min(window.height / rows, window.width / cols)
         more = min(max(int(math.log2(ratio)) if ratio >= 1 else 0, 0), self.level_count - 1 - level)
-        source = _coarser(window, more)
+        source = coarser(window, more)
         pixels, planes = self._levels.read(level + more, source, samples)
         height, width = self._levels.shape(level)
         down, across = (
@@ -277,12 +278,6 @@ def _places(borders: NDArray[np.float64], wanted: NDArray[np.float64]) -> NDArra
     """The pixel, between `borders`, that holds the middle of each wanted interval."""
     middle = (wanted[1:] + wanted[:-1]) / 2
     return np.clip(np.searchsorted(borders, middle, side="right") - 1, 0, len(borders) - 2)
-
-
-def _coarser(window: Window, levels: int) -> Window:
-    """The pixels of a grid 2^levels coarser that a window touches."""
-    row, col = window.row >> levels, window.col >> levels
-    return Window(row=row, col=col, height=-(-window.row_end >> levels) - row, width=-(-window.col_end >> levels) - col)
 
 
 def open_scene(

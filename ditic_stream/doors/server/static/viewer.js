@@ -201,15 +201,18 @@
         `linear-gradient(90deg, ${RAMP.map((one) => `rgb(${one.join(" ")})`).join(", ")})`;
     }
     at("legend").hidden = !shown.rate;
+    at("scene").classList.toggle("grey", shown.rate);  // so that the only colours are those of the map
     draw();
+    tell();
   };
 
   // --- the line below
 
-  const tell = (event) => {
-    if (!items.decoded) return;
+  let pointer = null;
+  const tell = () => {
+    if (!items.decoded || !pointer) return;
     const box = viewer.container.getBoundingClientRect();
-    const point = new OpenSeadragon.Point(event.clientX - box.left, event.clientY - box.top);
+    const point = new OpenSeadragon.Point(pointer.clientX - box.left, pointer.clientY - box.top);
     const spot = items.decoded.viewportToImageCoordinates(viewer.viewport.pointFromPixel(point, true), true);
     const col = Math.floor(spot.x), row = Math.floor(spot.y);
     if (col < 0 || row < 0 || col >= info.width || row >= info.height) {
@@ -252,9 +255,11 @@
   viewer.addHandler("animation-finish", () => {
     const smooth = items.decoded.viewportToImageZoom(viewer.viewport.getZoom(true)) < 2;
     viewer.drawer.setImageSmoothingEnabled(smooth);  // whoever looks closer wants to see pixels
+    tell();
   });
   viewer.addHandler("tile-drawn", () => { document.body.dataset.drawn = "yes"; });
-  viewer.container.addEventListener("pointermove", tell);
+  viewer.container.addEventListener("pointermove", (event) => { pointer = event; tell(); });
+  viewer.container.addEventListener("pointerleave", () => { pointer = null; at("place").textContent = "\u00a0"; });
   at("zoom-in").onclick = () => { viewer.viewport.zoomBy(2); viewer.viewport.applyConstraints(); };
   at("zoom-out").onclick = () => { viewer.viewport.zoomBy(0.5); viewer.viewport.applyConstraints(); };
   at("home").onclick = () => viewer.viewport.goHome();
