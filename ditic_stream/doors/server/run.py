@@ -41,6 +41,8 @@ def serve(
         )
     except (OSError, OverflowError) as error:
         raise ConfigError(f"cannot listen on {host} port {port}: {error}; choose another with --port") from error
+    # Heads and bodies go out in two pieces: without this, the second waits for the client to confirm the first.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     with listener:
         taken = listener.getsockname()[1]
         shown = f"[{host}]" if ":" in host else host
