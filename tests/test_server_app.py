@@ -71,7 +71,9 @@ def test_index_names_each_archive_and_loads_nothing_from_elsewhere(client: TestC
 
 
 def test_health_says_what_runs(client: TestClient) -> None:
-    facts = client.get("/healthz").json()
+    answer = client.get("/healthz")
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    facts = answer.json()
     assert facts["status"] == "ok" and facts["archives"] == 2 and facts["threads"] == 2
     assert {"running", "waiting", "done", "refused", "late", "left"} <= set(facts)
 
@@ -345,10 +347,14 @@ def test_damage_is_told_by_its_tile_and_not_by_its_place(sample: Sample, tmp_pat
             assert answer.status_code == 500 and answer.json()["kind"] == "checksum"
             assert "tile 0,0" in answer.text and str(tmp_path) not in answer.text
             assert client.get("/hurt/region?window=600,500,50,50").status_code == 200
+    shard = archive / name
+    shard.unlink()
     with Catalog() as catalog:
         catalog.add(archive, on_error="fill")
         with TestClient(make_app(catalog, Settings(threads=1))) as client:
             assert client.get("/hurt/region?window=0,0,50,50").status_code == 200
+            rates = client.get("/hurt/rates").json()["bytes"]
+            assert rates[0] == -1 and max(rates) > 0
 
 
 def test_a_source_is_at_hand_when_its_name_and_size_fit(sample: Sample, deep: Path, tmp_path: Path) -> None:

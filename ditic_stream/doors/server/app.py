@@ -339,11 +339,13 @@ def _guarded(handler: Handler) -> Handler:
 
     async def guarded(request: Request) -> Response:
         try:
-            return await handler(request)
+            answer = await handler(request)
         except HungUp:
-            return Response(status_code=499)
+            answer = Response(status_code=499)
         except Exception as error:
-            return error_answer(error)
+            answer = error_answer(error)
+        answer.headers["X-Content-Type-Options"] = "nosniff"
+        return answer
 
     return guarded
 

@@ -28,7 +28,7 @@ EDGE = math.pi * 6378137.0
 MAX_ZOOM = 30
 TILE = 256
 EVERY, EXACT_BELOW = 8, 6
-MAX_READ = 2**22
+MAX_READ = 2**21
 """Pixels of a level read for one tile, at most: beyond, a coarser level is taken."""
 WEB = {"EPSG:3857", "EPSG:900913", "EPSG:3785", "EPSG:102100"}
 Floats = npt.NDArray[np.float64]

@@ -19,7 +19,7 @@ import ditic_stream
 from ditic_stream._paths import local_path
 from ditic_stream.doors.server.display import Picture, Stretch, stretch_of
 from ditic_stream.doors.server.original import Original
-from ditic_stream.errors import ConfigError, SourceError
+from ditic_stream.errors import ConfigError, DiticError, SourceError
 from ditic_stream.geometry import TileKey, Window
 from ditic_stream.reader import open_source
 from ditic_stream.regions import OnError, Scene
@@ -85,13 +85,16 @@ class Served:
             raise ConfigError(f"{grid.rows * grid.cols} tiles are too many to tell the bytes of; at most {MAX_RATES}")
         with self._lock:
             if self._rates is None:
-                archive = self.scene.archive
-                self._rates = [
-                    archive.shard(grid.shard_of(key)).record_size(key)
-                    for key in (TileKey(row, col) for row in range(grid.rows) for col in range(grid.cols))
-                ]
+                self._rates = [self._rate(TileKey(row, col)) for row in range(grid.rows) for col in range(grid.cols)]
             rates = self._rates
         return {"tile": grid.config.tile, "rows": grid.rows, "cols": grid.cols, "bytes": rates}
+
+    def _rate(self, key: TileKey) -> int:
+        archive = self.scene.archive
+        try:
+            return archive.shard(archive.grid.shard_of(key)).record_size(key)
+        except DiticError:
+            return -1
 
     def facts(self) -> dict[str, Any]:
         """What /info says: all that `ditic-stream info` does, and how the scene is shown."""
