@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -37,6 +38,8 @@ BELOW_BYTES = 2**27
 """The same for the zones that blend with the next row of windows."""
 WINDOWS_AHEAD = 3
 """Jobs a worker may be ahead of the blending; a rendered window is 16 MB at 1024 pixels."""
+LOOKED_UP = 64
+"""Shards whose indexes are asked for at a time."""
 FLOAT = 4
 Pixels = NDArray[Any]
 Uint8 = NDArray[np.uint8]
@@ -89,13 +92,34 @@ def check_whole(archive: Archive, on_error: OnError, window: Window | None = Non
         return
     grid, side = archive.grid, archive.grid.shard
     rows, cols = tiles_read(grid, *windows_of(grid, window))
-    for row in range(rows[0] // side, rows[-1] // side + 1):
-        for col in range(cols[0] // side, cols[-1] // side + 1):
-            reader = archive.shard(TileKey(row, col))
+    shards = (
+        TileKey(row, col)
+        for row in range(rows[0] // side, rows[-1] // side + 1)
+        for col in range(cols[0] // side, cols[-1] // side + 1)
+    )
+    while some := list(islice(shards, LOOKED_UP)):
+        archive.look_up(some)
+        for shard in some:
+            reader = archive.shard(shard)
             there = reader.has_room()
-            for key in grid.tiles_of(reader.shard) if not there or row == rows[0] // side else ():
+            for key in grid.tiles_of(shard) if not there or shard.row == rows[0] // side else ():
                 if key.row in rows and key.col in cols and (not there or key.row == rows[0]):
                     reader.check(key)
+
+
+def bring(archive: Archive, window: Window) -> None:
+    """Fetch all that decoding `window` reads, in two rounds of requests where the archive is far away.
+
+    Of a window with more records than archive.FETCHED_BYTES the first rows; the others are fetched one by one.
+    """
+    grid, tile = archive.grid, archive.grid.config.tile
+    rows, cols = tiles_read(grid, *windows_of(grid, window))
+    cores = (
+        TileKey(row, col)
+        for row in range(window.row // tile, (window.row_end - 1) // tile + 1)
+        for col in range(window.col // tile, (window.col_end - 1) // tile + 1)
+    )
+    archive.fetch((TileKey(row, col) for row in rows for col in cols), masks=cores)
 
 
 def decode(
@@ -154,7 +178,7 @@ def _rendered(
     slots.resize(in_flight * slot_bytes)
     free, empty = list(range(in_flight)), set[TileKey]()
     task = Rendering(
-        archive=str(archive.path),
+        archive=archive.path,
         device=device,
         fill=fill,
         depth=spool_depth(grid, cols, in_flight),

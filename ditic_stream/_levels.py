@@ -115,8 +115,10 @@ class Levels:
             return sight.shrunk(below, self._radiometry, 1 << (level - kept))
         side = self._grid.config.tile >> level
         keys = tiles(window, side)
-        loader = self._loader
-        made = loader.planes(keys) if not level else loader.each(f"planes{level}", keys, self._tile_planes(level))
+        loader, kind = self._loader, f"planes{level}"
+        if level:
+            loader.fetch((), loader.missing(kind, keys))
+        made = loader.each(kind, keys, self._tile_planes(level)) if level else loader.planes(keys)
         for key, found in zip(keys, made, strict=True):
             whole = Window(row=key.row * side, col=key.col * side, height=found.shape[1], width=found.shape[2])
             part = whole.intersect(window)
@@ -169,7 +171,8 @@ class Levels:
         """Decoded pixels, (Window, bands (bands, rows, columns), planes), a piece a row of tiles."""
         rows, cols = windows_of(self._grid, window)
         keys = [TileKey(row, col) for row in rows for col in cols]
-        for piece, units in cut(self._grid, window, self._loader.rendered(keys)):
+        cores = tiles(window, self._grid.config.tile)
+        for piece, units in cut(self._grid, window, self._loader.rendered(keys, cores)):
             planes = self.planes(0, piece)
             yield piece, from_network(units[None], planes, self._radiometry), planes
 
@@ -217,7 +220,7 @@ class Levels:
         out = np.empty((len(groups), self._readout.channels, *around.shape), np.int16)
         side = self._grid.config.tile // CELL
         keys = tiles(around, side)
-        self._loader.fetch(keys)
+        self._loader.fetch(self._loader.missing("coarse", keys))
         for key, found in zip(keys, self._loader.each("coarse", keys, self._tile_coarse), strict=True):
             whole = self._grid.latent_core(key)
             part = whole.intersect(around)
@@ -257,7 +260,7 @@ class Levels:
         for part in slices(window, max(STRIP_PIXELS // (window.width << 2 * more), 1)):
             source = finer(part, more, *self.shape_at(PREVIEW_LEVEL))
             means = self._means(self._preview(source), self.planes(PREVIEW_LEVEL, source), 1 << more)
-            yield self._from_units(level, part, means, bands)
+            yield self._from_stored(level, part, means, bands)
 
     def _from_preview_enlarged(self, level: int, window: Window, bands: Sequence[int]) -> Strips:
         """The preview drawn larger, linearly between the middles of its pixels that are in sight."""
@@ -274,27 +277,29 @@ class Levels:
                 between(pixels, sight.valid(planes, self._radiometry, band) & visible, rows, cols)
                 for band, pixels in enumerate(units)
             ]
-            yield self._from_units(level, part, np.stack(larger), bands)
+            yield self._from_stored(level, part, np.stack(larger), bands)
 
-    def _from_units(
+    def _from_stored(
         self, level: int, part: Window, stored: NDArray[np.float64], bands: Sequence[int]
     ) -> tuple[Window, Array, Uint8]:
-        """A piece of a level out of the units of those bands that the preview has."""
-        units = np.zeros((3 * self._radiometry.groups, *part.shape), np.float32)
-        units[: len(stored)] = stored
+        """A piece of a level out of means of the preview, 0..255, of those bands that it has."""
+        values = np.zeros((len(self._radiometry.bands), *part.shape))
+        for number, (means, band) in enumerate(zip(stored, self._radiometry.bands, strict=False)):
+            values[number] = means * (band.scale / 255) + band.offset
         below = self.planes(level, part)
-        return part, from_network(units[None], below, self._radiometry)[list(bands)], below
+        return part, from_values(values, below, self._radiometry)[list(bands)], below
 
-    def _preview(self, window: Window) -> NDArray[np.float32]:
-        """The preview (channels, rows, columns) of a window of its pixels, in network units."""
+    def _preview(self, window: Window) -> Uint8:
+        """The preview (channels, rows, columns) of a window of its pixels, as stored."""
         side = self._archive.layout.preview_side
-        out = np.zeros((self._archive.layout.channels, *window.shape), np.float32)
+        out = np.zeros((self._archive.layout.channels, *window.shape), np.uint8)
         shards = tiles(window, side)
+        self._loader.fetch_previews(shards)
         for shard, found in zip(shards, self._loader.each("preview", shards, self._shard_preview), strict=True):
             whole = Window(row=shard.row * side, col=shard.col * side, height=found.shape[1], width=found.shape[2])
             part = whole.intersect(window)
             out[(slice(None), *part.slices(window))] = found[(slice(None), *part.slices(whole))]
-        return out / np.float32(255)
+        return out
 
     def _shard_preview(self, shard: TileKey) -> Uint8:
         try:

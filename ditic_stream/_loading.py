@@ -102,15 +102,23 @@ class Loader:
             return self._codec
 
     def fetch(self, records: Iterable[TileKey], planes: Iterable[TileKey] = ()) -> None:
-        """Make ready the records and mask planes of these tiles: the one place where a read says all that it needs.
+        """Bring near what these tiles are stored as, in few rounds of requests: the one place where a read says what it
+        needs.  Does nothing to an archive that is here."""
+        self.archive.fetch(records, masks=planes)
 
-        Tiles whose latents or planes are kept are left out.  A local archive has nothing to do here: its jobs read.
-        """
+    def fetch_previews(self, shards: Iterable[TileKey]) -> None:
+        """The same for the previews of shards."""
+        names = map(self.archive.layout.preview, self.missing("preview", shards))
+        self.archive.store.fetch((name, 0, None) for name in names)
 
-    def rendered(self, keys: Sequence[TileKey]) -> Iterator[Pixels]:
+    def missing(self, kind: str, keys: Iterable[TileKey]) -> list[TileKey]:
+        """Those of `keys` that nothing of this kind is kept of."""
+        return [key for key in keys if not self._parts.has((kind, key))]
+
+    def rendered(self, keys: Sequence[TileKey], planes: Iterable[TileKey] = ()) -> Iterator[Pixels]:
         """The pixels of `blend.weighted` of each tile, float32 (bands, rows, columns) in network units, in order.
 
-        They are shared: read only.
+        They are shared: read only.  planes: tiles whose mask planes will be asked for next.
         """
         self.codec  # noqa: B018  (its errors are the caller's, not those of the first job)
         waiting: deque[Future[Pixels]] = deque()
@@ -118,7 +126,7 @@ class Loader:
             if at % BATCH == 0:
                 new = [key for key in keys[at : at + BATCH] if not self._windows.has(key)]
                 near = {near: None for key in new for near in self.grid.neighbours(key)}
-                self.fetch([key for key in near if not self._parts.has(("latents", key))])
+                self.fetch(self.missing("latents", near), [] if at else self.missing("planes", planes))
             waiting.append(self._window(key))
             if len(waiting) > self.threads:
                 yield self._result(waiting.popleft())
@@ -127,7 +135,7 @@ class Loader:
 
     def planes(self, keys: Sequence[TileKey]) -> Iterator[Uint8]:
         """The mask planes of each tile's core, uint8 (planes, rows, columns), in order; shared, read only."""
-        self.fetch((), [key for key in keys if not self._parts.has(("planes", key))])
+        self.fetch((), self.missing("planes", keys))
         return self.each("planes", keys, self._planes)
 
     def each(self, kind: str, keys: Sequence[TileKey], make: Callable[[TileKey], T]) -> Iterator[T]:
@@ -139,12 +147,6 @@ class Loader:
                 yield self._result(waiting.popleft())
         while waiting:
             yield self._result(waiting.popleft())
-
-    def latents(self, keys: Sequence[TileKey]) -> Iterator[TileCells]:
-        """The latents of each tile, in order."""
-        self.codec  # noqa: B018
-        self.fetch([key for key in keys if not self._parts.has(("latents", key))])
-        return self.each("latents", keys, self._latents)
 
     def close(self) -> None:
         """Wait for the jobs under way, and let go of the networks and of all that was kept."""

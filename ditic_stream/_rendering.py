@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
@@ -23,6 +22,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 from numpy.typing import NDArray
 
+from ditic_stream._paths import Place
 from ditic_stream.archive import Archive, open_archive
 from ditic_stream.bitstream import EMPTY
 from ditic_stream.errors import (
@@ -143,7 +143,7 @@ def spool_depth(grid: Grid, cols: range, distance: int) -> int:
 class Rendering:
     """The task of the workers: DecodeTile and RenderWindow jobs of one archive."""
 
-    archive: str
+    archive: Place
     device: str
     fill: bool
     """Go on after damage, with zero latents."""
@@ -155,7 +155,7 @@ class Rendering:
 
     @contextmanager
     def open(self, note: Note) -> Iterator[Callable[[Job], Decoded | None]]:
-        with open_archive(Path(self.archive)) as archive:
+        with open_archive(self.archive) as archive:
             codec = codec_of(archive.manifest, self.device)
             groups = groups_of(archive.manifest)
             channels = codec.zero_latent(1, 1, 1).values.shape[1]

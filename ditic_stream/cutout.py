@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ditic_stream._ground import Box, Ground
-from ditic_stream._paths import local_path
+from ditic_stream._paths import Name, local_path
 from ditic_stream.archive import open_archive
 from ditic_stream.errors import ConfigError
 from ditic_stream.geometry import Window
@@ -38,7 +38,7 @@ class Cutout:
 
 
 def region(
-    archive: str | Path,
+    archive: Name,
     out: str | Path,
     *,
     window: Window | None = None,

@@ -25,11 +25,12 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from ditic_stream._files import LocalFile, Readable
 from ditic_stream._paths import local_path
 from ditic_stream._tiff_geo import geo_of
 from ditic_stream._tiff_layout import Layout, join_channels, layout_of, sort_pages
 from ditic_stream._tiff_segments import TiffRaster
-from ditic_stream._tiff_tags import Ifd, LocalFile, Readable, branches_to_json, fields_to_json, read_ifds
+from ditic_stream._tiff_tags import Ifd, branches_to_json, fields_to_json, read_ifds
 from ditic_stream.errors import SourceError
 from ditic_stream.geometry import Window
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from ditic_stream._claim import keep_apart
 from ditic_stream._decoding import Damage, OnError, Pixels, Progress, Strip, check_whole, decode
-from ditic_stream._paths import local_path
+from ditic_stream._paths import Name, local_path, place_of
 from ditic_stream.archive import Archive, open_archive
 from ditic_stream.executors import Executor
 from ditic_stream.geometry import Window
@@ -53,7 +53,7 @@ class Result:
 
 
 def decompress(
-    archive: str | Path,
+    archive: Name,
     out: str | Path,
     *,
     window: Window | None = None,
@@ -74,7 +74,7 @@ def decompress(
     """
     began, damage = time.monotonic(), Damage()
     target = local_path(out)
-    keep_apart(target, local_path(archive))
+    keep_apart(target, place_of(archive))
     with open_archive(archive) as opened:
         manifest, grid = opened.manifest, opened.grid
         window = grid.scene if window is None else window.within(grid.height, grid.width)
@@ -123,7 +123,7 @@ def _write(output: Output, window: Window, strips: Iterator[Strip]) -> None:
 
 
 def strips(
-    archive: str | Path,
+    archive: Name,
     *,
     window: Window | None = None,
     workers: int | None = None,

@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from ditic_stream._ground import Box, Ground, Transform
 from ditic_stream._indexing import picks_of
 from ditic_stream._levels import Levels
 from ditic_stream._loading import Loader
+from ditic_stream._paths import Name
 from ditic_stream._pyramid import coarser
 from ditic_stream._resampling import area_means
 from ditic_stream.archive import Archive, open_archive
@@ -60,6 +60,7 @@ class Scene:
         self.damage = Damage()
         """What was found damaged, and filled."""
         self.uri = str(archive.path) if uri is None else uri
+        """The archive as it was named when it was opened."""
         self._radiometry = Radiometry.from_json(archive.manifest.radiometry)
         fill = on_error == "fill"
         self._loader = Loader(
@@ -234,7 +235,7 @@ class Scene:
 
     def __repr__(self) -> str:
         height, width, samples = self.shape
-        return f"<Scene {self.name}: {height} x {width} x {samples} {self.dtype}, {self.uri}>"
+        return f"<Scene {self.name}: {height} x {width} x {samples} {self.dtype}, {self.archive.path}>"
 
     def _samples(self, bands: Sequence[int] | None) -> list[int]:
         count = self.shape[2]
@@ -281,7 +282,7 @@ def _places(borders: NDArray[np.float64], wanted: NDArray[np.float64]) -> NDArra
 
 
 def open_scene(
-    path: str | Path,
+    path: Name,
     *,
     device: str = "cpu",
     on_error: OnError = "stop",

@@ -185,3 +185,14 @@ def test_requantiser_rounds_half_up() -> None:
     layer = ExactLayer(torch.tensor([[[[1]]]]), torch.zeros(1, 1, dtype=torch.int32), torch.tensor([2]), 127)
     x = torch.tensor([-6.0, -2.0, 1.0, 2.0, 6.0]).reshape(1, 1, 1, 5)
     assert layer(x, 0, -127, 127).flatten().tolist() == [-1, 0, 0, 1, 2]
+
+
+def test_the_leading_channels_alone_are_those_of_the_whole_and_know_when_words_end(model: EntropyModel) -> None:
+    z, steps = _tile(model, 9, 14, groups=2)
+    coded = model.push(z, steps, 37)
+    whole = model.pull(coded, 2, 9, 14, 37).values
+    lead = model.pull_coarse(coded, 2, 9, 14, 37)
+    assert lead.dtype == np.int16
+    assert (lead == whole[:, : model.config.context or model.config.latent]).all()
+    with pytest.raises(DesyncError, match="do not decode"):
+        model.pull_coarse(replace(coded, words=coded.words[: len(coded.words) // 8 // 2 * 2]), 2, 9, 14, 37)

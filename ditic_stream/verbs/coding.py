@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ditic_stream import console
-from ditic_stream._paths import local_path
+from ditic_stream._paths import local_path, place_of
 from ditic_stream.verbs.options import (
     Archive,
     Device,
@@ -28,11 +28,13 @@ from ditic_stream.verbs.options import (
 
 def compress(
     scene: Annotated[
-        Path, typer.Argument(parser=local_path, help="The scene: TIFF of any ordinary kind, PNG or JPEG.")
+        Any, typer.Argument(parser=place_of, help="The scene, path or URI: TIFF of any ordinary kind, PNG or JPEG.")
     ],
     archive: Annotated[
-        Path | None,
-        typer.Argument(parser=local_path, help="NAME.ditic or NAME.ditic.zip (default: SCENE with .ditic)."),
+        Any,
+        typer.Argument(
+            parser=place_of, help="NAME.ditic or NAME.ditic.zip, path or URI (default: SCENE with .ditic)."
+        ),
     ] = None,
     quality: Annotated[
         int | None, typer.Option(min=1, max=100, help="1 (smallest) to 100 (best); 50 unless --bpp or --size is given.")
@@ -120,7 +122,7 @@ def decompress(
     """
     from ditic_stream.regions import decompress as run
 
-    target = out or beside(archive, f"{stem(archive)}.decoded.tif")
+    target = out or local_path(beside(archive, f"{stem(archive)}.decoded.tif", here=True))
     with (
         console.interruptible(f"nothing was written to {target}; run the same command again"),
         console.Progress("decompress", quiet=quiet) as progress,
@@ -235,7 +237,7 @@ def verify(
 
 
 def compare(
-    scene: Annotated[Path, typer.Argument(parser=local_path, help="The scene the archive was made from.")],
+    scene: Annotated[Any, typer.Argument(parser=place_of, help="The scene the archive was made from.")],
     archive: Archive,
     min_psnr: Annotated[float | None, typer.Option(help="Leave with 1 when PSNR is lower, dB.")] = None,
     min_ms_ssim: Annotated[float | None, typer.Option(help="Leave with 1 when MS-SSIM is lower.")] = None,
