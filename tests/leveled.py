@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -26,11 +27,13 @@ class InMemory:
     def level_dimensions(self) -> tuple[tuple[int, int], ...]:
         return tuple((valid.shape[1], valid.shape[0]) for _, valid in self.levels)
 
-    def read(self, window: Window, *, level: int) -> Any:
+    def read(self, window: Window, *, level: int, bands: Sequence[int] | None = None) -> Any:
         self.asked.append((window, level))
         pixels, valid = self.levels[level]
         window.within(*valid.shape)
-        return pixels[:, window.row : window.row_end, window.col : window.col_end]
+        return pixels[
+            slice(None) if bands is None else list(bands), window.row : window.row_end, window.col : window.col_end
+        ]
 
     def valid(self, window: Window, *, level: int) -> Any:
         return self.levels[level][1][window.row : window.row_end, window.col : window.col_end]

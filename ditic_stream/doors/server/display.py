@@ -11,7 +11,7 @@ A large picture is made in strips of rows, so that memory depends on the size as
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -49,8 +49,8 @@ class Levels(Protocol):
     @property
     def level_dimensions(self) -> tuple[tuple[int, int], ...]: ...
 
-    def read(self, window: Window, *, level: int) -> npt.NDArray[Any]:
-        """(samples, rows, columns) of `window`, in pixels of the level."""
+    def read(self, window: Window, *, level: int, bands: Sequence[int] | None = None) -> npt.NDArray[Any]:
+        """(samples, rows, columns) of `window`, in pixels of the level; bands: the places of those wanted."""
         ...
 
     def valid(self, window: Window, *, level: int) -> npt.NDArray[np.uint8]:
@@ -70,14 +70,14 @@ class Stretch:
     """Where low and high come from, in words for people."""
 
     def apply(self, samples: npt.NDArray[Any], alpha: npt.NDArray[np.uint8]) -> Rgba:
-        """RGBA (rows, columns, 4) of samples (samples, rows, columns) and their alpha."""
+        """RGBA (rows, columns, 4) of the bands (one or three, rows, columns) and their alpha."""
         out = np.empty((*samples.shape[1:], 4), np.uint8)
         for channel in range(3):
             place = min(channel, len(self.bands) - 1)
             if channel > place:
                 out[..., channel] = out[..., 0]
             else:
-                out[..., channel] = self._one(samples[self.bands[place]], self.low[place], self.high[place])
+                out[..., channel] = self._one(samples[place], self.low[place], self.high[place])
         out[..., 3] = alpha
         return out
 
@@ -142,10 +142,11 @@ class Picture:
 
     def at_level(self, window: Window, level: int) -> Rgba:
         """`window`, in pixels of a level the scene has, as it is shown."""
-        samples, alpha = self.levels.read(window, level=level), self.levels.valid(window, level=level)
-        place = self.levels.alpha
+        place, alpha = self.levels.alpha, self.levels.valid(window, level=level)
+        wanted = [*self.stretch.bands, *(() if place is None else (place,))]
+        samples = self.levels.read(window, level=level, bands=wanted)
         if place is not None and samples.dtype.kind == "u":
-            alpha = np.minimum(alpha, (samples[place] >> (8 * (samples.dtype.itemsize - 1))).astype(np.uint8))
+            alpha = np.minimum(alpha, (samples[-1] >> (8 * (samples.dtype.itemsize - 1))).astype(np.uint8))
         return self.stretch.apply(samples, alpha)
 
     def level_of(self, scale: float) -> int:
@@ -215,10 +216,10 @@ def _percentiles(levels: Levels, bands: tuple[int, ...]) -> tuple[tuple[float, f
     level = max(fit, default=0)
     width, height = levels.level_dimensions[level]
     window = Window(row=0, col=0, height=height, width=width)
-    samples, valid = levels.read(window, level=level), levels.valid(window, level=level) > 0
+    samples, valid = levels.read(window, level=level, bands=bands), levels.valid(window, level=level) > 0
     ranges = []
-    for band in bands:
-        values = samples[band][valid & np.isfinite(samples[band])]
+    for band in samples:
+        values = band[valid & np.isfinite(band)]
         low, high = (float(value) for value in np.percentile(values, (LOW, HIGH))) if values.size else (0.0, 1.0)
         ranges.append((low, high) if low < high else (low, low + 1.0))
     return tuple(ranges)

@@ -9,6 +9,7 @@ others come from an overview that `prepare` makes once, in strips: of a gigapixe
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -47,10 +48,11 @@ class Original:
         """Share of the overview that is made; 1 when all levels can be read at once."""
         self._last: tuple[Window, int, tuple[Array, npt.NDArray[np.uint8]]] | None = None
 
-    def read(self, window: Window, *, level: int) -> Array:
-        """(samples, rows, columns) of `window`, in pixels of `level`."""
+    def read(self, window: Window, *, level: int, bands: Sequence[int] | None = None) -> Array:
+        """(samples, rows, columns) of `window`, in pixels of `level`; bands: places of those wanted."""
         with self._lock:
-            return self._means(window, level)[0]
+            samples = self._means(window, level)[0]
+        return samples if bands is None else samples[list(bands)]
 
     def valid(self, window: Window, *, level: int) -> npt.NDArray[np.uint8]:
         """(rows, columns), 255 where a pixel of the box is valid in a band, else 0."""
