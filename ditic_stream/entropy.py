@@ -19,7 +19,7 @@ all of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ditic_stream._lockstep import pull_together
 from ditic_stream.bitstream import crc32c, symbols_checksum
 from ditic_stream.config import Q_MAX
 from ditic_stream.errors import ConfigError, DesyncError, FormatError, WeightsError
@@ -287,56 +288,49 @@ class EntropyModel:
     def pull(self, coded: Coded, groups: int, height: int, width: int, q: int) -> TileLatent:
         """Undo `push`, up to rounding.  Raises DesyncError when the symbols disagree with their checksum or the words
         are not a whole stream."""
-        shape = (groups, self.config.hyper_z, -(-height // 2), -(-width // 2))
-        left = coded.coded - int(np.prod(shape))
+        return self.pull_many([coded], groups, height, width, q)[0]
 
-        def code(part: slice, cells: NDArray[np.bool_], mean: Int16, index: UInt8) -> NDArray[np.int32]:
-            nonlocal left
-            there = (index >= CODED_FROM) & cells
-            left -= int(there.sum())
-            if left < 0 or (left and part.stop == self.config.latent):
-                raise DesyncError(f"{coded.coded - left} symbols are due where the record says {coded.coded}")
-            symbols = np.zeros(mean.shape, np.int32)
-            symbols[there] = decoder.pull(index[there]).clip(-SYMBOL_MAX, SYMBOL_MAX)
-            return symbols
+    def pull_many(
+        self, coded: Sequence[Coded], groups: int, height: int, width: int, q: int, *, coarse: bool = False
+    ) -> list[TileLatent]:
+        """Several tiles of one size in little more time than one; the same for each as alone.
 
-        try:
-            decoder = Decoder(coded.words, coded.escapes, self.tables, 1 << coded.lanes_log2)
-            z = decoder.pull(self._z_indexes(shape, q).ravel()).reshape(shape).clip(-Z_MAX, Z_MAX)
-            symbols, latent = self._walk(z, q, height, width, code)
-            decoder.finish()
-        except FormatError as error:
-            raise DesyncError(
-                f"the symbols do not decode ({error.message}); the record is damaged or the numerics differ"
-            ) from error
-        if symbols_checksum(symbols.astype(np.int16), z.astype(np.int16)) != coded.symbols_crc:
-            raise DesyncError(
-                "decoded symbols disagree with their checksum; the numerics here differ from the encoder's"
-            )
-        return latent
-
-    def pull_coarse(self, coded: Coded, groups: int, height: int, width: int, q: int) -> Int16:
-        """The values of the first `context` channels alone (all, where the model has no context), as `pull` gives them:
-        int16 (groups, channels, rows, columns).
-
-        They are the first parts of the stream, so the rest is not decoded, and the checksum, which is over all, is not
-        checked.  Raises DesyncError when the words end before.
+        coarse: the first `context` channels alone (all, where the model has no context).  They are the first parts of a
+        stream, so the rest is not decoded, and the checksum, which is over all, is not checked.
+        Raises DesyncError, as `pull`, without saying which tile it is about.
         """
-        if not self.config.context:
-            return self.pull(coded, groups, height, width, q).values
+        coarse = coarse and self.config.context > 0
         shape = (groups, self.config.hyper_z, -(-height // 2), -(-width // 2))
+        left = [one.coded - int(np.prod(shape)) for one in coded]
+        tiles = [slice(place * groups, (place + 1) * groups) for place in range(len(coded))]
 
         def code(part: slice, cells: NDArray[np.bool_], mean: Int16, index: UInt8) -> NDArray[np.int32]:
             there = (index >= CODED_FROM) & cells
+            for place, tile in enumerate(tiles):
+                left[place] -= int(there[tile].sum())
+                if left[place] < 0 or (left[place] and part.stop == self.config.latent):
+                    due = coded[place].coded
+                    raise DesyncError(f"{due - left[place]} symbols are due where the record says {due}")
+            found = pull_together(decoders, [index[tile][there[tile]] for tile in tiles])
             symbols = np.zeros(mean.shape, np.int32)
-            symbols[there] = decoder.pull(index[there]).clip(-SYMBOL_MAX, SYMBOL_MAX)
+            for tile, values in zip(tiles, found, strict=True):
+                symbols[tile][there[tile]] = values.clip(-SYMBOL_MAX, SYMBOL_MAX)
             return symbols
 
         try:
-            decoder = Decoder(coded.words, coded.escapes, self.tables, 1 << coded.lanes_log2)
-            z = decoder.pull(self._z_indexes(shape, q).ravel()).reshape(shape).clip(-Z_MAX, Z_MAX)
-            return self._walk(z, q, height, width, code, coarse=True)[1].values
+            decoders = [Decoder(one.words, one.escapes, self.tables, 1 << one.lanes_log2) for one in coded]
+            parts = pull_together(decoders, [self._z_indexes(shape, q).ravel()] * len(coded))
+            z = np.concatenate([part.reshape(shape) for part in parts]).clip(-Z_MAX, Z_MAX)
+            symbols, latent = self._walk(z, q, height, width, code, coarse=coarse)
+            for decoder in () if coarse else decoders:
+                decoder.finish()
         except FormatError as error:
             raise DesyncError(
                 f"the symbols do not decode ({error.message}); the record is damaged or the numerics differ"
             ) from error
+        for one, tile in () if coarse else zip(coded, tiles, strict=True):
+            if symbols_checksum(symbols[tile].astype(np.int16), z[tile].astype(np.int16)) != one.symbols_crc:
+                raise DesyncError(
+                    "decoded symbols disagree with their checksum; the numerics here differ from the encoder's"
+                )
+        return [TileLatent(latent.values[tile], latent.scales[tile]) for tile in tiles]
