@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
+from importlib.metadata import entry_points
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,11 @@ class Scene:
         self.uri = str(archive.path) if uri is None else uri
         """The archive as it was named when it was opened."""
         self._radiometry = Radiometry.from_json(archive.manifest.radiometry)
+        self.closed = False
+        """True after `close`."""
+        self._options = tuple(
+            {"device": device, "on_error": on_error, "cache_bytes": cache_bytes, "threads": threads}.items()
+        )
         fill = on_error == "fill"
         self._loader = Loader(
             archive, device=device, fill=fill, cache_bytes=cache_bytes, threads=threads, damage=self.damage
@@ -220,12 +226,25 @@ class Scene:
             raise ValueError("a scene is decoded into a new array; copy=False cannot be had")
         return self[...].astype(dtype or self.dtype, copy=False)
 
+    def to_dask(self, *, chunks: Any = None, level: int = 0) -> Any:
+        """A dask array (rows, columns, samples) of a level, each block decoded when it is computed; the values do not
+        depend on the chunks, which are tiles by default.  The scene must stay open.  Needs the extra `dask`."""
+        door = next(iter(entry_points(group="ditic_stream.doors", name="dask")), None)
+        if door is None:
+            raise ConfigError("the package is found but not installed; pip install 'ditic-stream[dask]'")
+        return door.load()(self, chunks=chunks, level=level)
+
     # --- its life
 
     def close(self) -> None:
         """Let go of threads, caches, networks and the archive; a read after that raises ConfigError."""
+        self.closed = True
         self._loader.close()
         self.archive.close()
+
+    def __reduce__(self) -> Any:
+        """Pickles as the name of the archive and how it was opened: it is opened again elsewhere, once a process."""
+        return _open_again, (str(self.uri), self._options)
 
     def __enter__(self) -> Scene:
         return self
@@ -245,6 +264,20 @@ class Scene:
             if not -count <= band < count:
                 raise ConfigError(f"band {band} is outside 0..{count - 1}; bands are counted from 0, alpha among them")
         return [band % count for band in bands]
+
+
+@lru_cache(maxsize=8)
+def _open_once(uri: str, options: tuple[tuple[str, Any], ...]) -> Scene:
+    return open_scene(uri, **dict(options))
+
+
+def _open_again(uri: str, options: tuple[tuple[str, Any], ...]) -> Scene:
+    """The scene that this process opened for a pickle before, unless that was closed."""
+    scene = _open_once(uri, options)
+    if scene.closed:
+        _open_once.cache_clear()
+        scene = _open_once(uri, options)
+    return scene
 
 
 def open_scene(
