@@ -117,7 +117,7 @@ class _Remote:
         """Size and ETag of objects that were seen, without bytes."""
         self._near = NEAR
         self._absent: set[str] = set()
-        """Objects that were not there when last asked for."""
+        """Objects that were not there when they were asked for: they stay so until the archive is opened again."""
         self._pool: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
 
@@ -172,6 +172,8 @@ class _Remote:
         """What of the ranges, given in groups of one object each, is not at hand: coalesced within each group."""
         left: list[tuple[str, list[Range]]] = []
         for name, ranges in groups:
+            if name in self._absent:
+                continue
             known, spans = self._known.get(name), list[Range]()
             for start, length in ranges:
                 if known is None and (start < 0 or length is None):
