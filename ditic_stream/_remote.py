@@ -11,6 +11,7 @@ An object that is rewritten while it is read is found out by its ETag (ChangedEr
 
 from __future__ import annotations
 
+import re
 import threading
 from bisect import bisect_right, insort
 from collections import OrderedDict
@@ -35,6 +36,8 @@ NEAR = 512
 RUNS, WASTE = 3, 0.5
 """Ranges of one object that are asked for alone at most, where coalescing them wastes no more than this part of what is
 wanted: with its index, the records around a window of 512 pixels then come in four requests."""
+ETAG = re.compile(r"[!#-~]{1,1024}")
+"""What an ETag that a manifest keeps looks like, without its quotes."""
 LARGEST = 2**24
 """Bytes of one request; longer ranges are taken apart."""
 AHEAD, AMONG = 2**16, 2**15
@@ -271,8 +274,8 @@ class RemoteFile(_Remote):
         if self.ask("", 0, head) is None:
             raise SourceError(f"{uri} does not exist; name a file that does")
         self.size = self._known[""].size
-        etag = self._known[""].etag
-        self.etag = etag.strip('"') if etag else None
+        tag = (self._known[""].etag or "").removeprefix('"').removesuffix('"')
+        self.etag = tag if ETAG.fullmatch(tag) else None
         self._ahead, self._near = AHEAD, AMONG
 
     def read_at(self, offset: int, size: int) -> bytes:
