@@ -221,6 +221,13 @@ class ShardReader:
             if self._record_spans()[self.layout.slot(key)] is None:
                 raise MissingTileError("its record is missing; compress the scene again to add it")
 
+    def record_size(self, key: TileKey) -> int:
+        """Bytes of a tile's record, by the index alone.  MissingTileError if lost."""
+        self.check(key)
+        span = self._record_spans()[self.layout.slot(key)]
+        assert span is not None
+        return span[1]
+
     def has_room(self) -> bool:
         """True when the object of the records is there and is long enough to hold one for each tile."""
         size = self.store.size(self.layout.records(self.shard)) or 0

@@ -124,6 +124,9 @@ def test_wheel_carries_schemas_weights_and_the_type_marker(tmp_path):
     names = set(zipfile.ZipFile(wheel).namelist())
     wanted = {"ditic_stream/py.typed", "ditic_stream/schemas/archive-1.json", "ditic_stream/workers/__init__.py"}
     wanted.add("ditic_stream/models/paper/official.json")
+    static = ROOT / "ditic_stream/doors/server/static"
+    wanted |= {f"ditic_stream/doors/server/static/{file.name}" for file in static.iterdir()}
+    assert any(name.endswith("openseadragon.LICENSE.txt") for name in wanted)
     wanted |= {f"ditic_stream/weights/{file.name}" for file in (ROOT / "ditic_stream/weights").glob("*.safetensors")}
     assert wanted <= names
     assert any(name.startswith("ditic_stream/weights/") for name in names)

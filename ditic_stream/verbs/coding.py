@@ -34,9 +34,7 @@ def compress(
     ],
     archive: Annotated[
         Any,
-        typer.Argument(
-            parser=place_of, help="NAME.ditic or NAME.ditic.zip, path or URI (default: SCENE with .ditic)."
-        ),
+        typer.Argument(parser=place_of, help="NAME.ditic or NAME.ditic.zip, path or URI (default: SCENE with .ditic)."),
     ] = None,
     quality: Annotated[
         int | None, typer.Option(min=1, max=100, help="1 (smallest) to 100 (best); 50 unless --bpp or --size is given.")
