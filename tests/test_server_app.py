@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import tifffile
 from conftest import Command, Sample
-from pictures import landscape
 from starlette.testclient import TestClient
 
 from ditic_stream.archive import open_archive
@@ -23,18 +22,6 @@ from ditic_stream.doors.server.gate import Busy
 from ditic_stream.doors.server.served import Catalog, name_of, source_at_hand
 from ditic_stream.errors import ConfigError
 from ditic_stream.geometry import TileKey
-
-
-@pytest.fixture(scope="module")
-def deep(tmp_path_factory: pytest.TempPathFactory, ditic: Command) -> Path:
-    """An archive of 16 bits, one band, a quarter of it nodata, placed nowhere."""
-    folder = tmp_path_factory.mktemp("deep")
-    pixels = (landscape(300, 520)[..., 0].astype(np.uint16) * 30) + 1000
-    pixels[:150, :260] = 0
-    tifffile.imwrite(folder / "deep.tif", pixels, metadata=None, extratags=[(42113, "s", 2, "0", True)])
-    done = ditic("compress", folder / "deep.tif", "--model", "tiny", "--tile", "256", "--overlap", "32", "-q")
-    assert done.code == 0, done.err
-    return folder / "deep.ditic"
 
 
 @pytest.fixture(scope="module")
