@@ -31,9 +31,8 @@ from ditic_stream._pyramid import coarser, count_of, finer, slices, tiles
 from ditic_stream._rendering import DAMAGE
 from ditic_stream._resampling import between
 from ditic_stream.archive import PREVIEW_SCALE
-from ditic_stream.bitstream import EMPTY
 from ditic_stream.blend import cut, windows_of
-from ditic_stream.errors import ConfigError, naming
+from ditic_stream.errors import ConfigError
 from ditic_stream.geometry import CELL, TileKey, Window
 from ditic_stream.radiometry import Radiometry, alpha_of, from_network, from_values, pixels_of
 
@@ -220,32 +219,13 @@ class Levels:
         out = np.empty((len(groups), self._readout.channels, *around.shape), np.int16)
         side = self._grid.config.tile // CELL
         keys = tiles(around, side)
-        self._loader.fetch(self._loader.missing("coarse", keys))
-        for key, found in zip(keys, self._loader.each("coarse", keys, self._tile_coarse), strict=True):
+        for key, found in zip(keys, self._loader.coarse(keys), strict=True):
             whole = self._grid.latent_core(key)
             part = whole.intersect(around)
             out[(slice(None), slice(None), *part.slices(around))] = found[(groups, slice(None), *part.slices(whole))]
         before = (window.row == around.row, around.row_end == window.row_end)
         beside = (window.col == around.col, around.col_end == window.col_end)
         return np.pad(out, ((0, 0), (0, 0), before, beside), mode="edge")
-
-    def _tile_coarse(self, key: TileKey) -> NDArray[np.int16]:
-        assert self._readout is not None
-        core, manifest = self._grid.latent_core(key), self._archive.manifest
-        empty = np.zeros((self._radiometry.groups, self._readout.channels, *core.shape), np.int16)
-        try:
-            with naming(key):
-                record = self._archive.record(key)
-                if record.kind == EMPTY:
-                    return empty
-                return self._loader.codec.decode_coarse(
-                    record, self._radiometry.groups, core.height, core.width, manifest.q
-                )
-        except DAMAGE as error:
-            if self._damage is None:
-                raise
-            self._damage.tiles[key] = error.message
-            return empty
 
     @cached_property
     def _readout(self) -> Readout | None:

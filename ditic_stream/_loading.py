@@ -23,13 +23,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ditic_stream._decoding import Damage, planes_of_tile
-from ditic_stream._rendering import codec_of, decode_tile, release_memory, render_window
+from ditic_stream._rendering import codec_of, decode_tiles, groups_of, release_memory, render_window
 from ditic_stream._sharing import SharedWork
 from ditic_stream.archive import Archive
 from ditic_stream.blend import weighted
 from ditic_stream.errors import ConfigError, naming
 from ditic_stream.executors import be_one_thread, cores
-from ditic_stream.geometry import TileKey
+from ditic_stream.geometry import CELL, TileKey
 from ditic_stream.latents import Cells, assemble
 
 if TYPE_CHECKING:
@@ -39,8 +39,11 @@ MAX_THREADS = 4
 """Threads by default, at most; each takes some 300 MB while it renders a window of 1024 pixels."""
 BATCH = 16
 """Windows whose records are fetched together."""
+MAX_TOGETHER, CELLS_TOGETHER = 32, 2**13
+"""Tiles whose latents are decoded together, and cells of their groups of bands: eight tiles of 1024, some 300 MB."""
 Pixels = NDArray[np.float32]
 Uint8 = NDArray[np.uint8]
+K = TypeVar("K")
 T = TypeVar("T")
 
 
@@ -80,6 +83,8 @@ class Loader:
         self.archive, self.grid = archive, archive.grid
         self.threads = threads or (min(cores(), MAX_THREADS) if device == "cpu" else 1)
         self._device, self._fill, self._damage = device, fill, damage
+        tile_cells = groups_of(archive.manifest) * (self.grid.config.tile // CELL) ** 2
+        self._together = min(max(CELLS_TOGETHER // tile_cells, 1), MAX_TOGETHER)
         self._pool: ThreadPoolExecutor | None = ThreadPoolExecutor(self.threads, thread_name_prefix="ditic-scene")
         self._loading = threading.Lock()
         self._codec: TileCodec | None = None
@@ -140,10 +145,23 @@ class Loader:
 
     def each(self, kind: str, keys: Sequence[TileKey], make: Callable[[TileKey], T]) -> Iterator[T]:
         """What `make` makes of each key, in order, in the threads; kept under `kind`.  Values have `nbytes`."""
+        return self._ordered((self._parts.get((kind, key), self._job(make, key)) for key in keys), 2 * self.threads)
+
+    def coarse(self, keys: Sequence[TileKey]) -> Iterator[NDArray[np.int16]]:
+        """The coarse values (groups, channels, rows, columns) of each tile's cells, in order; shared, read only."""
+        self.codec  # noqa: B018
+        self.fetch(self.missing("coarse", keys))
+        run = self._together * self.threads
+        runs = [keys[at : at + run] for at in range(0, len(keys), run)]
+        futures = (tile for some in runs for tile in self._begin_tiles("coarse", some))
+        return self._ordered(futures, 2 * run)
+
+    def _ordered(self, futures: Iterable[Future[T]], ahead: int) -> Iterator[T]:
+        """The results of futures, of which at most so many more are begun."""
         waiting: deque[Future[T]] = deque()
-        for key in keys:
-            waiting.append(self._parts.get((kind, key), self._job(make, key)))
-            if len(waiting) > 2 * self.threads:
+        for future in futures:
+            waiting.append(future)
+            if len(waiting) > ahead:
                 yield self._result(waiting.popleft())
         while waiting:
             yield self._result(waiting.popleft())
@@ -167,7 +185,7 @@ class Loader:
     def _begin_window(self, key: TileKey, window: Future[Pixels]) -> None:
         """Begin the tiles a window reads; the last of them to end begins its rendering."""
         near = list(self.grid.neighbours(key))
-        tiles: list[Future[TileCells]] = []
+        tiles: list[Future[TileCells]] = self._begin_tiles("latents", near)
         left, lock = len(near), threading.Lock()
 
         def count(_: Future[TileCells]) -> None:
@@ -183,12 +201,56 @@ class Loader:
                 return
             self._job(lambda key: self._render(key, found), key)(window)
 
-        for one in near:
-            tiles.append(self._parts.get(("latents", one), self._job(self._latents, one)))
         for tile in tiles:
             tile.add_done_callback(count)
 
-    def _job(self, make: Callable[[TileKey], T], key: TileKey) -> Callable[[Future[T]], None]:
+    def _begin_tiles(self, kind: str, keys: Sequence[TileKey]) -> list[Future[Any]]:
+        """The latents of each tile, or the coarse ones; those nobody asked for yet are decoded several at a time."""
+        fresh: list[tuple[TileKey, Future[Any]]] = []
+        try:
+            tiles = [
+                self._parts.get((kind, key), lambda future, key=key: fresh.append((key, future)))  # type: ignore[misc]
+                for key in keys
+            ]
+        except BaseException as error:
+            for _, future in fresh:
+                _fail(future, error)
+            raise
+        size = min(-(-len(fresh) // self.threads), self._together) or 1
+        for at in range(0, len(fresh), size):
+            self._decode(kind, fresh[at : at + size])
+        return tiles
+
+    def _decode(self, kind: str, tiles: list[tuple[TileKey, Future[Any]]]) -> None:
+        """Begin the job that decodes some tiles."""
+
+        def run(_: None) -> None:
+            found = decode_tiles(
+                self.archive, self.codec, [key for key, _ in tiles], fill=self._fill, coarse=kind == "coarse"
+            )
+            for (key, future), one in zip(tiles, found, strict=True):
+                if isinstance(one, Exception):
+                    _fail(future, one)
+                    continue
+                latent, decoded = one
+                if decoded.damage is not None:
+                    self._damage.tiles[key] = decoded.damage
+                if kind == "coarse":
+                    future.set_result(np.ascontiguousarray(latent.values))
+                else:
+                    future.set_result(TileCells(Cells(latent.values, latent.scales), decoded.empty))
+
+        whole: Future[None] = Future()
+
+        def ended(job: Future[None]) -> None:
+            error = job.exception()
+            for _, future in tiles if error is not None else ():
+                _fail(future, error)  # type: ignore[arg-type]
+
+        whole.add_done_callback(ended)
+        self._job(run, None)(whole)
+
+    def _job(self, make: Callable[[K], T], key: K) -> Callable[[Future[T]], None]:
         """How to begin `make(key)` in the threads, for SharedWork."""
 
         def run(future: Future[T]) -> None:
@@ -220,12 +282,6 @@ class Loader:
 
     def _closed(self) -> ConfigError:
         return ConfigError(f"{self.archive.path} is closed; open it again to read")
-
-    def _latents(self, key: TileKey) -> TileCells:
-        latent, decoded = decode_tile(self.archive, self.codec, key, fill=self._fill)
-        if decoded.damage is not None:
-            self._damage.tiles[key] = decoded.damage
-        return TileCells(Cells(latent.values, latent.scales), decoded.empty)
 
     def _render(self, key: TileKey, tiles: dict[TileKey, TileCells]) -> Pixels:
         window, seen = self.grid.decode_window(key), weighted(self.grid, key)

@@ -11,7 +11,7 @@ alone keeps a window behind the tiles it reads (`schedule`).
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from ditic_stream._paths import Place
 from ditic_stream.archive import Archive, open_archive
-from ditic_stream.bitstream import EMPTY
+from ditic_stream.bitstream import EMPTY, Record
 from ditic_stream.errors import (
     DesyncError,
     FormatError,
@@ -235,6 +235,51 @@ def decode_tile(archive: Archive, codec: TileCodec, key: TileKey, *, fill: bool)
             raise
         zero = codec.zero_latent(groups, core.height, core.width)
         return zero, Decoded(key, damage=error.message)
+
+
+def decode_tiles(
+    archive: Archive, codec: TileCodec, keys: Sequence[TileKey], *, fill: bool, coarse: bool = False
+) -> list[tuple[Latent, Decoded] | Exception]:
+    """What `decode_tile` gives for each key, or the error it raises; those of one size are decoded together.
+
+    coarse: the leading channels alone (codecs that have a readout).
+    """
+    manifest, groups, grid = archive.manifest, groups_of(archive.manifest), archive.grid
+    found: dict[TileKey, tuple[Latent, Decoded] | Exception] = {}
+    sizes: dict[tuple[int, int], list[tuple[TileKey, Record]]] = {}
+    many = getattr(codec, "decode_many", None)  # a codec may have no such way
+    for key in keys:
+        shape = grid.latent_core(key).shape
+        try:
+            with naming(key):
+                record = archive.record(key)
+            if record.kind != EMPTY and many is not None:
+                sizes.setdefault(shape, []).append((key, record))
+                continue
+        except DAMAGE:
+            pass  # said below, with all else that is not decoded together
+        found[key] = _alone(archive, codec, key, fill, coarse)
+    for (height, width), some in sizes.items():
+        try:
+            assert many is not None
+            latents = many([record for _, record in some], groups, height, width, manifest.q, coarse=coarse)
+            found |= {key: (latent, Decoded(key)) for (key, _), latent in zip(some, latents, strict=True)}
+        except DAMAGE:  # of one of them
+            found |= {key: _alone(archive, codec, key, fill, coarse) for key, _ in some}
+    return [found[key] for key in keys]
+
+
+def _alone(
+    archive: Archive, codec: TileCodec, key: TileKey, fill: bool, coarse: bool
+) -> tuple[Latent, Decoded] | Exception:
+    try:
+        latent, decoded = decode_tile(archive, codec, key, fill=fill)
+    except Exception as error:
+        return error
+    if coarse:
+        channels = len(codec.coarse_gain(archive.manifest.q))
+        latent = Cells(latent.values[:, :channels], latent.scales[:, :channels])
+    return latent, decoded
 
 
 def render_window(archive: Archive, codec: TileCodec, key: TileKey, cells: Cells) -> Pixels:

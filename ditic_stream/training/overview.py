@@ -45,7 +45,7 @@ def decoded(codec: TileCodec, pixels: NDArray[np.float32], q: int) -> Pair:
     rendered = codec.render(latent.values, latent.scales, q, (0, 0))[0].clip(0, 1)
     part = CELL // PARTS
     means = rendered.reshape(3, height // part, part, width // part, part).mean((2, 4))
-    return codec.decode_coarse(record, *size), codec.coarse_gain(q), means
+    return codec.decode_many([record], *size, coarse=True)[0].values, codec.coarse_gain(q), means
 
 
 def padded(values: NDArray[np.int16]) -> NDArray[np.int16]:
