@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tifffile
 from conftest import Command, Sample
+from servers import serving
 from starlette.testclient import TestClient
 
 from ditic_stream.archive import open_archive
@@ -271,7 +272,7 @@ def test_no_address_leaves_the_archives(client: TestClient, address: str) -> Non
 
 def test_names_are_never_paths(sample: Sample, tmp_path: Path) -> None:
     assert name_of("/data/a scene (1).ditic.zip") == "a-scene-1"
-    assert name_of("s3://bucket/key/x.ditic?versionId=3") == "x"
+    assert name_of("https://host/key/x.ditic?versionId=3") == "x" and name_of("s3://bucket/a%20b.ditic.zip") == "a-b"
     assert name_of("/data/...ditic") == "scene" and name_of("/data/../<script>.ditic") == "script"
     with Catalog() as catalog:
         names = [catalog.add(sample.archive).name for _ in range(2)]
@@ -353,3 +354,14 @@ def test_a_source_is_at_hand_when_its_name_and_size_fit(sample: Sample, deep: Pa
     assert source_at_hand(archive) is None
     with Catalog() as catalog, pytest.raises(ConfigError, match="the scene it was made from"):
         catalog.add(archive, source=deep.with_suffix(".tif"))
+
+
+def test_an_archive_far_away_is_served_like_one_at_hand(sample: Sample, decoded: np.ndarray) -> None:
+    with serving(sample.archive.parent) as folder, Catalog() as catalog:
+        catalog.add(f"{folder.url}/scene.ditic?token=secret")
+        with TestClient(make_app(catalog, Settings(threads=1))) as client:
+            found = png(client.get("/scene/region?window=300,300,100,100"))
+            assert (found == decoded[300:400, 300:400]).all()
+            for address in ("/", "/scene/info", "/info"):
+                assert "secret" not in client.get(address).text
+    assert source_at_hand("https://host/scene.ditic") is None
