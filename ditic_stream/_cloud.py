@@ -14,12 +14,12 @@ import os
 import random
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any, NamedTuple, NoReturn
 
 from ditic_stream._paths import Uri
-from ditic_stream.errors import ConfigError, FormatError, SourceError, StorageError
+from ditic_stream.errors import ConfigError, DiticError, FormatError, SourceError, StorageError
 
 RETRIES, RETRY_SECONDS = 6, 60
 """Times a request is sent again, and the seconds after which none is, where a server is busy or does not answer."""
@@ -28,6 +28,8 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 BODIES = 4
 """Times a body is asked for that breaks off without an ETag, so that it cannot be gone on with."""
 CONNECT_SECONDS, REQUEST_SECONDS = 10, 120
+PART, PARTS = 2**24, 4
+"""Bytes of a part of a stream, of which S3 takes 10 000, and parts under way at once."""
 WEAK = "W/"
 
 
@@ -117,8 +119,8 @@ class Bucket:
         except Exception as error:
             self._fail("", error)
 
-    def put(self, name: str, data: bytes | Iterator[bytes], *, fresh: bool = False) -> bool:
-        """Write an object, whole or not at all; an iterator is sent in parts while it goes on.
+    def put(self, name: str, data: bytes, *, fresh: bool = False) -> bool:
+        """Write an object, whole or not at all.
 
         fresh: only where there is none yet; False says that there was one.  StorageError when it cannot be written.
         """
@@ -129,12 +131,27 @@ class Bucket:
                 self._obstore.put(self._store, name, data)
         except self._obstore.exceptions.AlreadyExistsError:
             return False
-        except self._obstore.exceptions.BaseError as error:
-            raise StorageError(
-                f"cannot write {self._named(name)} ({_words(error)}); check the bucket and the credentials, "
-                "then run the same command again"
-            ) from error
+        except Exception as error:
+            raise self._unwritten(name, error) from error
         return True
+
+    def stream(self, name: str, pieces: Iterable[bytes]) -> int:
+        """Write an object in parts while its pieces come; it is there once the last one is, or not at all.
+
+        Returns its bytes.  Of a stream that breaks off the store keeps the parts, under no name, as its rules say.
+        """
+        size = 0
+        try:
+            writer = self._obstore.open_writer(self._store, name, buffer_size=PART, max_concurrency=PARTS)
+            for piece in pieces:
+                writer.write(piece)
+                size += len(piece)
+            writer.close()
+        except DiticError:
+            raise  # of what the pieces are read from
+        except Exception as error:
+            raise self._unwritten(name, error) from error
+        return size
 
     def remove(self, names: Iterable[str]) -> None:
         """Remove objects; those that are not there are no error."""
@@ -144,6 +161,12 @@ class Bucket:
             pass
         except Exception as error:
             raise StorageError(f"cannot remove objects of {self.uri} ({_words(error)})") from error
+
+    def _unwritten(self, name: str, error: Exception) -> StorageError:
+        return StorageError(
+            f"cannot write {self._named(name)} ({_words(error)}); check the bucket and the credentials, then run the "
+            "same command again"
+        )
 
     def _named(self, name: str) -> str:
         return f"{self.uri}/{name}" if name else str(self.uri)
@@ -229,7 +252,7 @@ def _refuses_suffix(error: Exception) -> bool:
 def _words(error: Exception) -> str:
     """The last clause of obstore's first line, without addresses: these may carry credentials."""
     line = str(error).strip().partition("\n")[0].rpartition(" - ")[2]
-    return re.sub(r"[a-z0-9+.-]+://\S+", "...", line)[:200] or type(error).__name__
+    return re.sub(r"[a-z0-9+.-]+://\S+", "...", line.partition(": <")[0])[:200].rstrip(": ") or type(error).__name__
 
 
 def _pause(attempt: int) -> float:

@@ -107,21 +107,6 @@ def check_whole(archive: Archive, on_error: OnError, window: Window | None = Non
                     reader.check(key)
 
 
-def bring(archive: Archive, window: Window) -> None:
-    """Fetch all that decoding `window` reads, in two rounds of requests where the archive is far away.
-
-    Of a window with more records than archive.FETCHED_BYTES the first rows; the others are fetched one by one.
-    """
-    grid, tile = archive.grid, archive.grid.config.tile
-    rows, cols = tiles_read(grid, *windows_of(grid, window))
-    cores = (
-        TileKey(row, col)
-        for row in range(window.row // tile, (window.row_end - 1) // tile + 1)
-        for col in range(window.col // tile, (window.col_end - 1) // tile + 1)
-    )
-    archive.fetch((TileKey(row, col) for row in rows for col in cols), masks=cores)
-
-
 def decode(
     archive: Archive,
     window: Window,

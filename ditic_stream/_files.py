@@ -21,6 +21,8 @@ class Readable(Protocol):
     """What is read from: bytes at an offset, fewer only where the file ends."""
 
     size: int
+    far: bool
+    """True when it pays to say first what will be read."""
 
     def read_at(self, offset: int, size: int) -> bytes: ...
 
@@ -35,6 +37,8 @@ class Readable(Protocol):
 
 class MemoryFile:
     """Bytes in memory, read like a file: the EXIF block of a picture."""
+
+    far = False
 
     def __init__(self, data: bytes) -> None:
         self._data, self.size = data, len(data)
@@ -51,6 +55,8 @@ class MemoryFile:
 
 class LocalFile:
     """A local file.  SourceError when there is none, or it cannot be opened or read."""
+
+    far = False
 
     def __init__(self, path: Path) -> None:
         if not path.is_file():

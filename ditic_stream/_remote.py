@@ -37,18 +37,20 @@ RUNS, WASTE = 3, 0.5
 wanted: with its index, the records around a window of 512 pixels then come in four requests."""
 LARGEST = 2**24
 """Bytes of one request; longer ranges are taken apart."""
-AHEAD = 2**16
-"""Bytes of a picture that are read at least, where single values are asked for: directories lie close together."""
+AHEAD, AMONG = 2**16, 2**15
+"""Bytes of a picture that are read at least, where single values are asked for, since directories lie close together;
+and bytes between two ranges of it that are read along, since what lies there belongs to a neighbour that comes soon."""
 
 
-def coalesced(ranges: Iterable[Range], *, alone: bool) -> list[Range]:
+def coalesced(ranges: Iterable[Range], *, alone: bool, near: int = NEAR) -> list[Range]:
     """The ranges to ask for so as to have all of `ranges`, in order: neighbours joined, long ones taken apart.
 
     alone: nothing else is asked for at the same time; then there are at most RUNS of them, if WASTE allows.
+    near: bytes between two ranges that are read rather than asked about.
     """
     runs: list[list[int]] = []
     for start, length in sorted(ranges):
-        if runs and start <= runs[-1][1] + NEAR:
+        if runs and start <= runs[-1][1] + near:
             runs[-1][1] = max(runs[-1][1], start + length)
         else:
             runs.append([start, start + length])
@@ -113,6 +115,7 @@ class _Remote:
         self._blocks = Blocks()
         self._known: dict[str, Piece] = {}
         """Size and ETag of objects that were seen, without bytes."""
+        self._near = NEAR
         self._absent: set[str] = set()
         """Objects that were not there when last asked for."""
         self._pool: ThreadPoolExecutor | None = None
@@ -183,7 +186,7 @@ class _Remote:
             if spans:
                 left.append((name, spans))
         for name, spans in left:
-            for start, length in coalesced(spans, alone=len(left) == 1):
+            for start, length in coalesced(spans, alone=len(left) == 1, near=self._near):
                 yield name, start, length
 
     def cut(self, name: str, start: int, length: int) -> bytes:
@@ -259,6 +262,8 @@ class RemoteFile(_Remote):
     Raises SourceError when there is none; FormatError when it is empty.
     """
 
+    far = True
+
     def __init__(self, uri: Uri, head: int = AHEAD) -> None:
         super().__init__(uri)
         if self.ask("", 0, head) is None:
@@ -266,7 +271,7 @@ class RemoteFile(_Remote):
         self.size = self._known[""].size
         etag = self._known[""].etag
         self.etag = etag.strip('"') if etag else None
-        self._ahead = AHEAD
+        self._ahead, self._near = AHEAD, AMONG
 
     def read_at(self, offset: int, size: int) -> bytes:
         size = min(size, self.size - offset)
@@ -282,7 +287,7 @@ class RemoteFile(_Remote):
 
     def exactly(self) -> None:
         """From here on read what is asked for and no more."""
-        self._ahead = 0
+        self._ahead, self._near = 0, NEAR
 
     def fetch(self, *groups: Iterable[Range]) -> None:
         inside = [("", [one for one in group if 0 <= one[0] < self.size]) for group in groups]

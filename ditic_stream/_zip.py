@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ditic_stream._files import LocalFile, Range, Readable
-from ditic_stream._paths import Place
+from ditic_stream._paths import Place, Uri
 from ditic_stream._store import GROUP, OBJECT, NamedRange, Store, write_object
 from ditic_stream.errors import ConfigError, FormatError
 from ditic_stream.manifest import MAX_MANIFEST
@@ -43,10 +43,14 @@ _END64 = struct.Struct("<4sQ2H2I4Q")
 _LOCATOR = struct.Struct("<4sIQI")
 
 
-def write_zip(store: Store, target: Path) -> int:
+def write_zip(store: Store, target: Place) -> int:
     """Write the zip of the objects in `store` to `target`, whole or not at all.  Returns its bytes; StorageError when
     there is no room."""
-    return write_object(target.parent, target.name, zip_pieces(store))
+    if not isinstance(target, Uri):
+        return write_object(target.parent, target.name, zip_pieces(store))
+    from ditic_stream._cloud import Bucket
+
+    return Bucket(target).stream("", zip_pieces(store))
 
 
 def zip_pieces(store: Store) -> Iterator[bytes]:
@@ -57,6 +61,7 @@ def zip_pieces(store: Store) -> Iterator[bytes]:
     directory = []
     at = 0
     for name in sorted(store.names(), key=_place):
+        store.fetch([(name, 0, None)])
         size = store.size(name) or 0
         if size >= LIMIT32:
             raise ConfigError(
@@ -127,7 +132,6 @@ class ZipStore:
 
     def __init__(self, path: Place, file: Readable | None = None) -> None:
         self.path = path
-        self._far = file is not None
         if file is None:
             assert isinstance(path, Path)
             file = LocalFile(path)
@@ -165,7 +169,7 @@ class ZipStore:
         return self.read(self._start(name, offset, size) + start, length)
 
     def fetch(self, ranges: Iterable[NamedRange]) -> None:
-        if not self._far:
+        if not self._file.far:
             return
         groups: dict[str, list[Range]] = {}
         for name, start, length in ranges:
@@ -198,7 +202,7 @@ class ZipStore:
     def _directory(self) -> dict[str, tuple[int, int]]:
         """name -> (offset of the local header, size), from the central directory."""
         at, tail, tail_start = -1, b"", 0
-        for expected in [self._expected(), _END.size + LIMIT16] if self._far else [_END.size + LIMIT16]:
+        for expected in [self._expected(), _END.size + LIMIT16] if self._file.far else [_END.size + LIMIT16]:
             tail_start = max(0, self.length - expected)
             self._file.fetch([(tail_start, self.length - tail_start)])
             tail = self.read(tail_start, self.length - tail_start)
@@ -247,7 +251,7 @@ class ZipStore:
 
     def _begin(self, name: str, offset: int, size: int) -> int:
         """Where the bytes of an entry begin, by its local header, unless that is damaged or not at `offset`."""
-        if self._far:
+        if self._file.far:
             # As write_zip makes it they fill all up to what follows; then the header need not be asked for.
             following = bisect_right(self._offsets, offset)
             end = self._offsets[following] if following < len(self._offsets) else self._end

@@ -17,12 +17,11 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterable
 from itertools import islice
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from ditic_stream._layout import PREVIEW_SCALE, Layout, read_manifest
-from ditic_stream._paths import Name, Place, Uri, local_path, place_of
+from ditic_stream._paths import Name, Place, Uri, place_of
 from ditic_stream._shard import ShardReader, pack_mask
 from ditic_stream._store import PARTIAL, FolderStore, Store
 from ditic_stream._writer import ArchiveWriter, ShardBytes, ShardWriter, remove_archive
@@ -43,6 +42,7 @@ __all__ = [
     "ShardBytes",
     "ShardWriter",
     "create_archive",
+    "is_there",
     "open_archive",
     "pack_mask",
     "pack_zip",
@@ -61,13 +61,15 @@ KEPT_SHARDS = 256
 """Shards whose indexes a reader keeps: at most 64 KB of them without masks."""
 
 
-def create_archive(path: str | Path, manifest: Manifest, *, overwrite: bool = False) -> ArchiveWriter:
-    """Begin the archive `path` (a folder), or go on with it where a run with the same settings was stopped.
+def create_archive(path: Name, manifest: Manifest, *, overwrite: bool = False) -> ArchiveWriter:
+    """Begin the archive `path` (a folder, or a URI), or go on with it where a run with the same settings was stopped.
 
-    Takes the archive's lock, which lasts until `close` or the death of this process.  A complete archive is refused
-    without `overwrite`, and so is a partial one of other settings.  Raises ConfigError, LockedError or StorageError.
+    Takes the archive's lock, which lasts until `close` or the death of this process; objects elsewhere have none.  A
+    complete archive is refused without `overwrite`, and so is a partial one of other settings.
+
+    Raises ConfigError, LockedError or StorageError.
     """
-    return ArchiveWriter(local_path(path), manifest, overwrite=overwrite)
+    return ArchiveWriter(place_of(path), manifest, overwrite=overwrite)
 
 
 def open_archive(path: Name) -> Archive:
@@ -112,19 +114,30 @@ def _far(uri: Uri) -> Store:
         raise
 
 
-def pack_zip(folder: str | Path, out: str | Path, *, overwrite: bool = False) -> int:
+def pack_zip(folder: Name, out: Name, *, overwrite: bool = False) -> int:
     """Pack the complete archive `folder` into the zip file `out`, whole or not at all.  Returns its bytes.
+
+    Elsewhere it goes there in parts while it is packed, and has its name once the last one is there.
 
     The zip holds the archive's objects and nothing else that may lie in the folder.  ConfigError when the archive is
     not complete or `out` exists and `overwrite` is not set, StorageError when there is no room.
     """
-    target = local_path(out)
-    if target.exists() and not (overwrite and target.is_file()):
+    target = place_of(out)
+    if is_there(target) and not (overwrite and (isinstance(target, Uri) or target.is_file())):
         raise ConfigError(f"{target} exists; choose another name or overwrite it")
     with open_archive(folder) as archive:
         if not archive.manifest.complete:
             raise ConfigError(f"{folder} is not complete; run the same compression again, then pack it")
         return write_zip(archive.store, target)
+
+
+def is_there(place: Place) -> bool:
+    """True when a file, a folder or an object has the name."""
+    if not isinstance(place, Uri):
+        return place.exists()
+    from ditic_stream._cloud import Bucket
+
+    return Bucket(place).head("") is not None
 
 
 class Archive:
@@ -178,7 +191,9 @@ class Archive:
     def record(self, key: TileKey) -> Record:
         """The record of a tile.  MissingTileError when it is lost, ChecksumError or FormatError when it is damaged."""
         self._check(key)
-        return self.shard(self.grid.shard_of(key)).record(key)
+        reader = self.shard(self.grid.shard_of(key))
+        self.store.fetch(reader.index_ranges())
+        return reader.record(key)
 
     def mask(self, window: Window) -> Uint8 | None:
         """The mask planes of a window of scene pixels, uint8 (planes, h, w); None when the scene has no mask.
@@ -195,9 +210,12 @@ class Archive:
             )
         import numpy as np
 
+        rows = range(window.row // tile, -(-window.row_end // tile))
+        cols = range(window.col // tile, -(-window.col_end // tile))
+        self.fetch((), masks=(TileKey(row, col) for row in rows for col in cols))
         result = np.zeros((planes, window.height, window.width), dtype=np.uint8)
-        for row in range(window.row // tile, -(-window.row_end // tile)):
-            for col in range(window.col // tile, -(-window.col_end // tile)):
+        for row in rows:
+            for col in cols:
                 key = TileKey(row, col)
                 core = self.grid.core(key)
                 common = core.intersect(window)

@@ -1,6 +1,6 @@
 """Cut one window out of an archive into a file, asked for in pixels or in ground coordinates.
 
-In: an archive, and a window or a box.  Out: a .tif, .png or .zarr with the metadata moved to its place, or a .npy.
+In: an archive, and a window or a box.  Out: any of the outputs of `writer` with the metadata moved to its place.
 Which pixels a box touches says _ground; the decoding and the formats are those of `regions`.
 """
 
@@ -47,12 +47,13 @@ def region(
     workers: int = 1,
     device: str = "cpu",
     on_error: OnError = "stop",
+    format: str | None = None,
     overwrite: bool = False,
 ) -> Cutout:
     """Decode one window into the file `out`: the exact crop of what `decompress` gives.
 
     window: scene pixels.  bbox: (xmin, ymin, xmax, ymax) in the scene's coordinates, or in those of `bbox_crs`; every
-    pixel it touches, clipped to the scene.  .npy holds (rows, columns, bands and alpha).
+    pixel it touches, clipped to the scene.  .npy holds (rows, columns, bands and alpha).  format: as in `decompress`.
     Raises ConfigError when neither or both are given, `out` exists or the scene has no transform; WindowError outside
     the scene; StorageError when `out` cannot be written; and what decoding raises.
     """
@@ -66,8 +67,9 @@ def region(
         image = opened.manifest.image
         window.within(image.height, image.width)
     result = decompress(
-        archive, target, window=window, workers=workers, device=device, on_error=on_error, overwrite=overwrite
-    )
+        archive, target, window=window, workers=workers, device=device, on_error=on_error, format=format,
+        overwrite=overwrite,
+    )  # fmt: skip
     return Cutout(
         out=str(target), row=window.row, col=window.col, height=window.height, width=window.width, bands=image.bands,
         dtype=image.dtype, damaged=result.damaged, uncoded=result.uncoded, degraded=result.degraded,

@@ -361,8 +361,8 @@ class EntropyModel:
             wanted = following
         for decoder in () if coarse else decoders:
             decoder.finish()
-        for one, z, (symbols, _) in () if coarse else zip(coded, hyper, made, strict=True):
-            if symbols_checksum(symbols.astype(np.int16), z.astype(np.int16)) != one.symbols_crc:
+        for record, z, (symbols, _) in () if coarse else zip(coded, hyper, made, strict=True):
+            if symbols_checksum(symbols.astype(np.int16), z.astype(np.int16)) != record.symbols_crc:
                 raise DesyncError(
                     "decoded symbols disagree with their checksum; the numerics here differ from the encoder's"
                 )

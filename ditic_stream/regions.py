@@ -60,15 +60,17 @@ def decompress(
     workers: int | None = None,
     device: str = "cpu",
     on_error: OnError = "stop",
+    format: str | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
     executor: Executor | None = None,
 ) -> Result:
-    """Decode `archive`, or one window of it, into the file `out`: .tif, .png or .zarr, with the source's metadata,
-    or .npy, (rows, columns, samples), without.
+    """Decode `archive`, or one window of it, into the file `out`: .tif, .cog.tif, .png, .zarr or .ome.zarr, with the
+    source's metadata, or .npy, (rows, columns, samples), without.
 
-    workers: processes, the cores by default.  on_error: "fill" goes on after lost or damaged tiles and names them in
-    the Result.  progress: called with (pixels done, pixels in all).
+    workers: processes, the cores by default.  format: one of writer.FORMATS, where the ending does not say it.
+    on_error: "fill" goes on after lost or damaged tiles and names them in the Result.  progress: called with (pixels
+    done, pixels in all).
     Raises MissingTileError, ChecksumError or DesyncError, with the tile's name; ConfigError when `out` exists or is
     part of the archive; StorageError when it cannot be written, and then nothing is left under its name.
     """
@@ -87,6 +89,7 @@ def decompress(
             bands=manifest.image.bands,
             dtype=manifest.image.dtype,
             metadata=metadata if window == grid.scene else crop_metadata(metadata, window),
+            format=format,
             overwrite=overwrite,
             lossy=_lossy(opened),
         ) as output:
@@ -104,7 +107,7 @@ def decompress(
             damaged=tuple(str(key) for key in sorted(damage.tiles)),
             uncoded=tuple(str(key) for key in damage.uncoded(opened)),
             degraded=tuple(str(key) for key in damage.degraded(opened)),
-            warnings=not_kept(target, metadata),
+            warnings=not_kept(target, metadata, format),
             seconds=round(time.monotonic() - began, 3),
         )
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
+from importlib.metadata import entry_points
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from ditic_stream._levels import Levels
 from ditic_stream._loading import Loader
 from ditic_stream._paths import Name
 from ditic_stream._pyramid import coarser
-from ditic_stream._resampling import area_means
+from ditic_stream._reshaping import reshaped
 from ditic_stream.archive import Archive, open_archive
 from ditic_stream.errors import ConfigError
 from ditic_stream.geometry import Window
@@ -62,6 +63,11 @@ class Scene:
         self.uri = str(archive.path) if uri is None else uri
         """The archive as it was named when it was opened."""
         self._radiometry = Radiometry.from_json(archive.manifest.radiometry)
+        self.closed = False
+        """True after `close`."""
+        self._options = tuple(
+            {"device": device, "on_error": on_error, "cache_bytes": cache_bytes, "threads": threads}.items()
+        )
         fill = on_error == "fill"
         self._loader = Loader(
             archive, device=device, fill=fill, cache_bytes=cache_bytes, threads=threads, damage=self.damage
@@ -167,7 +173,7 @@ class Scene:
             window = coarser(self._ground.window_of(bbox), level)
         window = Window(row=0, col=0, height=height, width=width) if window is None else window.within(height, width)
         if out_shape is not None:
-            pixels, sight = self._resampled(window, level, out_shape, samples)
+            pixels, sight = reshaped(self._levels, level, window, out_shape, samples)
         else:
             pixels, planes = self._levels.read(level, window, samples)
             sight = self._levels.sight(planes, samples) if masked else np.ones(0, bool)
@@ -220,12 +226,25 @@ class Scene:
             raise ValueError("a scene is decoded into a new array; copy=False cannot be had")
         return self[...].astype(dtype or self.dtype, copy=False)
 
+    def to_dask(self, *, chunks: Any = None, level: int = 0) -> Any:
+        """A dask array (rows, columns, samples) of a level, each block decoded when it is computed; the values do not
+        depend on the chunks, which are tiles by default.  The scene must stay open.  Needs the extra `dask`."""
+        door = next(iter(entry_points(group="ditic_stream.doors", name="dask")), None)
+        if door is None:
+            raise ConfigError("the package is found but not installed; pip install 'ditic-stream[dask]'")
+        return door.load()(self, chunks=chunks, level=level)
+
     # --- its life
 
     def close(self) -> None:
         """Let go of threads, caches, networks and the archive; a read after that raises ConfigError."""
+        self.closed = True
         self._loader.close()
         self.archive.close()
+
+    def __reduce__(self) -> Any:
+        """Pickles as the name of the archive and how it was opened: it is opened again elsewhere, once a process."""
+        return _open_again, (str(self.uri), self._options)
 
     def __enter__(self) -> Scene:
         return self
@@ -246,39 +265,19 @@ class Scene:
                 raise ConfigError(f"band {band} is outside 0..{count - 1}; bands are counted from 0, alpha among them")
         return [band % count for band in bands]
 
-    def _resampled(
-        self, window: Window, level: int, out_shape: tuple[int, int], samples: list[int]
-    ) -> tuple[Pixels, NDArray[np.bool_]]:
-        """A window of a level as `out_shape` pixels: means over the areas they cover, of the coarsest level that is
-        no coarser than they are."""
-        rows, cols = out_shape
-        if rows < 1 or cols < 1:
-            raise ConfigError(f"out_shape {out_shape} is empty; give (rows, columns), 1 or more each")
-        ratio = min(window.height / rows, window.width / cols)
-        more = min(max(int(math.log2(ratio)) if ratio >= 1 else 0, 0), self.level_count - 1 - level)
-        source = coarser(window, more)
-        pixels, planes = self._levels.read(level + more, source, samples)
-        height, width = self._levels.shape(level)
-        down, across = (
-            np.linspace(window.row, window.row_end, rows + 1),
-            np.linspace(window.col, window.col_end, cols + 1),
-        )
-        here, there = _borders(source.row, source.height, more, height), _borders(source.col, source.width, more, width)
-        sight = self._levels.sight(planes, samples)
-        values, seen = area_means(pixels, sight, (here, down), (there, across))
-        row, col = _places(here, down), _places(there, across)
-        return self._levels.settled(values, seen, pixels[:, row[:, None], col], samples), seen
+
+@lru_cache(maxsize=8)
+def _open_once(uri: str, options: tuple[tuple[str, Any], ...]) -> Scene:
+    return open_scene(uri, **dict(options))
 
 
-def _borders(first: int, count: int, levels: int, side: int) -> NDArray[np.float64]:
-    """The borders of pixels 2^levels coarser, counted in the pixels of an axis of `side`."""
-    return np.asarray(np.minimum(np.arange(first, first + count + 1) << levels, side), np.float64)
-
-
-def _places(borders: NDArray[np.float64], wanted: NDArray[np.float64]) -> NDArray[np.intp]:
-    """The pixel, between `borders`, that holds the middle of each wanted interval."""
-    middle = (wanted[1:] + wanted[:-1]) / 2
-    return np.clip(np.searchsorted(borders, middle, side="right") - 1, 0, len(borders) - 2)
+def _open_again(uri: str, options: tuple[tuple[str, Any], ...]) -> Scene:
+    """The scene that this process opened for a pickle before, unless that was closed."""
+    scene = _open_once(uri, options)
+    if scene.closed:
+        _open_once.cache_clear()
+        scene = _open_once(uri, options)
+    return scene
 
 
 def open_scene(

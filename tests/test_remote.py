@@ -28,7 +28,6 @@ from servers import Folder, object_store, serving
 
 import ditic_stream
 from ditic_stream import Window, _cloud, cli
-from ditic_stream._decoding import bring
 from ditic_stream._paths import place_of
 from ditic_stream._remote import Blocks, RemoteFile, coalesced
 from ditic_stream._rendering import tiles_read
@@ -73,6 +72,18 @@ def shards_of(archive: Archive, window: Window) -> set[TileKey]:
     return {archive.grid.shard_of(TileKey(row, col)) for row in rows for col in cols}
 
 
+def bring(archive: Archive, window: Window) -> None:
+    """Fetch what decoding `window` takes, as a scene does for up to 16 windows."""
+    tile = archive.grid.config.tile
+    rows, cols = tiles_read(archive.grid, *windows_of(archive.grid, window))
+    inside = [range(first // tile, (end - 1) // tile + 1) for first, end in
+              ((window.row, window.row_end), (window.col, window.col_end))]  # fmt: skip
+    archive.fetch(
+        [TileKey(row, col) for row in rows for col in cols],
+        masks=[TileKey(row, col) for row in inside[0] for col in inside[1]],
+    )
+
+
 def read_all(archive: Archive, window: Window) -> None:
     """Take every record and mask that decoding `window` takes."""
     rows, cols = tiles_read(archive.grid, *windows_of(archive.grid, window))
@@ -91,12 +102,16 @@ def somewhere(archive: Archive, seed: int, side: int = 512) -> list[Window]:
 
 @pytest.mark.parametrize("name", WAYS)
 def test_a_region_over_http_is_the_region_here(site, server, name):
-    window = Window(row=1900, col=1950, height=300, width=200)
+    inside, across = Window(row=800, col=900, height=200, width=150), Window(row=2000, col=1980, height=100, width=150)
+    server.delay = 0.25
     with ditic_stream.open(f"{server.url}/{name}") as far, ditic_stream.open(site / name) as near:
-        assert (far.shape, far.dtype) == (near.shape, near.dtype)
-        np.testing.assert_array_equal(far.read(window), near.read(window))
+        assert (far.shape, far.dtype, far.crs, far.transform) == (near.shape, near.dtype, near.crs, near.transform)
+        for window in (inside, across):
+            server.clear()
+            np.testing.assert_array_equal(far.read(window), near.read(window))
+            assert len(server.requests) <= 4 if window is inside else server.rounds() <= 3
         server.clear()
-        far.read(window)
+        far.read(across)
         assert not server.requests, "what was read is kept"
 
 
@@ -352,3 +367,15 @@ def test_a_remote_file_reads_like_a_local_one(tmp_path, site):
         assert file.read_at(150_000, 100_000) == data[150_000:250_000]
         assert file.read_at(400_000, 5) == b""
         file.close()
+
+
+def test_opening_from_afar_is_light_and_a_path_does_without_obstore(site, server):
+    code = (
+        "import sys\n"
+        "from ditic_stream.archive import open_archive\n"
+        "open_archive(sys.argv[1]).close()\n"
+        "print(sorted({'torch', 'zarr', 'numpy', 'obstore', 'fsspec'} & set(sys.modules)))"
+    )
+    for place, loaded in ((str(site / "wide.ditic"), "[]"), (f"{server.url}/wide.ditic.zip", "['obstore']")):
+        done = subprocess.run([sys.executable, "-c", code, place], capture_output=True, text=True)
+        assert done.stdout.strip() == loaded, done.stderr

@@ -23,6 +23,15 @@ Workers = Annotated[
     int | None, typer.Option(min=1, help="Processes (default: the cores). The bytes do not depend on it.")
 ]
 Device = Annotated[str, typer.Option(help="Where the networks run: cpu or cuda.")]
+Format = Annotated[
+    Literal["tif", "bigtiff", "cog", "zarr", "ome-zarr", "png", "npy"] | None,
+    typer.Option(help="What to write, where the ending of the name does not say it: cog for a .tif, for one."),
+]
+FORMAT_ENDINGS = {
+    "tif": ".tif", "bigtiff": ".btf", "cog": ".cog.tif", "zarr": ".zarr", "ome-zarr": ".ome.zarr", "png": ".png",
+    "npy": ".npy",
+}  # fmt: skip
+"""How a result ends that gets its name from the archive's."""
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")]
 OnError = Annotated[
     Literal["stop", "fill"],
