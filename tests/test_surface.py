@@ -81,12 +81,14 @@ def test_every_import_is_declared_and_every_declaration_is_used():
         if name not in sys.stdlib_module_names and name not in ("ditic_stream", "__future__")
     }
     assert needed - optional == required
+    folders = ("tests", "examples", "benchmarks")
+    ours = {path.stem for folder in folders for path in (ROOT / folder).glob("*.py")}
     around = {
         PACKAGE_OF.get(name, name)
-        for folder in ("tests", "examples", "benchmarks")
+        for folder in folders
         for name, _ in imported(ROOT / folder)
         if name not in sys.stdlib_module_names
-        and not list((ROOT / folder).glob(f"{name}.py"))
+        and name not in ours
         and name not in ("ditic_stream", "benchmarks")
     }
     assert around <= required | optional | declared(extras["dev"])
