@@ -10,8 +10,9 @@ children) while real HTTP clients, each from a loopback address of its own, ask 
     cold     CLIENTS at once for --seconds, windows of 256 x 256 anywhere that nobody has asked for
     warm     CLIENTS at once for --seconds, tiles that are kept; whatever they wait is the server's and the clients' CPU
 
-Prints a line of JSON a phase; CPU an answer is what a busy machine changes least.  Fails when an answer is neither 200 nor 503 with Retry-After, when a picture is not of
-the right size, when a client starves in the cold phase, or when the peak passes --limit.
+Prints a line of JSON a phase; CPU an answer is what other work on the machine changes least.  Fails when an answer is
+neither 200 nor 503 with Retry-After, when a picture is not of the right size, when a client starves in the cold phase,
+or when the peak passes --limit.
 """
 
 from __future__ import annotations
