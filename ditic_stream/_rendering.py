@@ -30,9 +30,11 @@ from ditic_stream.errors import (
     naming,
 )
 from ditic_stream.executors import Note, Shared, one_thread
+from ditic_stream.families import family_of
 from ditic_stream.geometry import TileKey
 from ditic_stream.latents import Cells, Latent, LatentSpool, assemble
 from ditic_stream.manifest import Manifest
+from ditic_stream.models.folder import at_hand
 from ditic_stream.tiling import Grid
 
 if TYPE_CHECKING:
@@ -155,8 +157,15 @@ class Rendering:
         with open_archive(Path(self.archive)) as archive:
             codec = codec_of(archive.manifest, self.device)
             groups = groups_of(archive.manifest)
-            channels = codec.zero_latent(1, 1, 1).values.shape[1]
-            spool = LatentSpool(grid=archive.grid, groups=groups, channels=channels, depth=self.depth, store=self.spool)
+            zero = codec.zero_latent(1, 1, 1)
+            spool = LatentSpool(
+                grid=archive.grid,
+                groups=groups,
+                channels=zero.values.shape[1],
+                depth=self.depth,
+                store=self.spool,
+                scales=zero.scales.dtype.name,
+            )
 
             def run(job: Job) -> Decoded | None:
                 if isinstance(job, DecodeTile):
@@ -175,22 +184,24 @@ class Rendering:
 
 
 @lru_cache(maxsize=2)
-def _loaded(load: Callable[..., TileCodec], name: str, device: str) -> TileCodec:
+def _loaded(load: Callable[..., TileCodec], name: str, weights: str, device: str) -> TileCodec:
     """A codec that is loaded already, for those who open one archive after another."""
-    return load(name, device=device)
+    codec = load(name, device=device)
+    if codec.info.weights != weights:
+        raise WeightsError(
+            f"the archive needs weights {weights[:16]}... of {name}, this release has "
+            f"{codec.info.weights[:16]}...; import the ones it names with `ditic-stream models import`"
+        )
+    return codec
 
 
 def codec_of(manifest: Manifest, device: str) -> TileCodec:
     """The codec an archive names; WeightsError when the weights at hand are others."""
     from ditic_stream.codec import load_codec
 
-    codec = _loaded(load_codec, manifest.model.name, device)
-    if codec.info.weights != manifest.model.weights:
-        raise WeightsError(
-            f"the archive needs weights {manifest.model.weights[:16]}... of {manifest.model.name}, this release has "
-            f"{codec.info.weights[:16]}...; import the ones it names with `ditic-stream models import`"
-        )
-    return codec
+    model = manifest.model
+    name = at_hand(model.name, model.weights) if family_of(model.name).imported else model.name
+    return _loaded(load_codec, name, model.weights, device)
 
 
 def groups_of(manifest: Manifest) -> int:

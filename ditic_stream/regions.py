@@ -27,6 +27,7 @@ from ditic_stream._rendering import codec_of, decode_tile, render_window
 from ditic_stream.archive import Archive, open_archive
 from ditic_stream.blend import Blender, windows_of
 from ditic_stream.executors import Executor, be_one_thread, cores, one_thread
+from ditic_stream.families import family_of
 from ditic_stream.geometry import TileKey, Window
 from ditic_stream.latents import Cells, Latent, LatentCache, assemble
 from ditic_stream.radiometry import Radiometry
@@ -174,7 +175,8 @@ class Scene:
     def _rendered(self, keys: list[TileKey]) -> Iterator[tuple[TileKey, NDArray[np.float32]]]:
         """The rendered windows in the order of `keys`.  Latents are put together here, a few windows ahead."""
         codec, grid = self._open_codec(), self.archive.grid
-        threads = min(len(keys), cores(), READ_THREADS) if self._device == "cpu" else 1
+        most = family_of(self.archive.manifest.model.name).at_once or READ_THREADS
+        threads = min(len(keys), cores(), most) if self._device == "cpu" else 1
         waiting: deque[tuple[TileKey, Future[NDArray[np.float32]]]] = deque()
 
         def render(key: TileKey, cells: Cells) -> NDArray[np.float32]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ditic_stream.errors import ConfigError
@@ -57,5 +58,6 @@ def decode_latent(vae: nn.Module, latent_BChw: Tensor, scaling: float) -> Tensor
 
 def velocity(network: nn.Module, noisy_BChw: Tensor, tokens_BLD: Tensor, timestep: int) -> Tensor:
     """SANA's velocity (B, 32, h, w) at one time for the whole batch; every condition token counts."""
-    time = noisy_BChw.new_full((len(noisy_BChw),), timestep)
+    # Not in the network's type: bfloat16 would make 1000 of 999.
+    time = torch.full((len(noisy_BChw),), timestep, dtype=torch.float32, device=noisy_BChw.device)
     return network(noisy_BChw, encoder_hidden_states=tokens_BLD, timestep=time).sample
