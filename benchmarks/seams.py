@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ditic_stream.blend import Blender
 from ditic_stream._small_codec import SmallCodec, load
+from ditic_stream.blend import Blender
 from ditic_stream.config import GridConfig, q_of_quality
 from ditic_stream.entropy import TileLatent
 from ditic_stream.geometry import CELL, cells

@@ -32,6 +32,7 @@ from ditic_stream.models.paper import checkpoint
 from ditic_stream.models.paper.config import CODED, MODEL
 from ditic_stream.models.paper.entropy import Decoded
 from ditic_stream.models.paper.fixed import SCALE_BITS, VALUE_BITS
+from ditic_stream.models.paper.lean import PixelDecoder, make_lean
 from ditic_stream.models.paper.network import PaperNetwork
 
 ENCODE_HALO = 128
@@ -80,6 +81,8 @@ class PaperCodec:
         network = PaperNetwork.of(opened.config, opened.tensors, dtype, precise=("codec", "aux_codec"))
         network.drop_entropy_networks()
         self.network = network.to(self.device)
+        make_lean(self.network.vae.encoder)  # type: ignore[arg-type]
+        self._decoder = PixelDecoder(self.network.vae.decoder, opened.config.vae)  # type: ignore[arg-type]
 
     def encode(self, pixels: NDArray[np.float32], core: tuple[slice, slice], q: int) -> Coded:
         """Code the core of a window; see `encode_at`."""
@@ -130,7 +133,8 @@ class PaperCodec:
                 torch.from_numpy(part[group : group + 1]).to(self.device).float() * 2.0**-bits
                 for part, bits in ((values, VALUE_BITS), (scales, SCALE_BITS))
             )
-            denoised = self.network.denoise(self.network.heads(Decoded(y, spread)))
-            pixels = self.network.pixels(denoised.latent)
+            latent = self.network.denoise(self.network.heads(Decoded(y, spread))).latent
+            del y, spread
+            pixels = self._decoder((latent / self.network.config.scaling).to(self.dtype))
             out[group] = ((pixels[0].float() + 1) * 0.5).cpu().numpy()
         return out

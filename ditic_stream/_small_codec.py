@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ditic_stream._codec_parts import ModelInfo, usable
 from ditic_stream.bitstream import Record
 from ditic_stream.config import Q_MAX
-from ditic_stream._codec_parts import ModelInfo, usable
 from ditic_stream.entropy import Coded, EntropyModel, TileLatent
 from ditic_stream.errors import ConfigError, WeightsError
 from ditic_stream.geometry import CELL, cells

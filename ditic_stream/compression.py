@@ -288,7 +288,11 @@ def _manifest(
             warnings=tuple(scene.warnings),
         ),
         software=f"ditic-stream {__version__}",
-        numerics={"device": device.partition(":")[0], "dtype": family_of(model.name).dtype(device), "torch": version("torch").partition("+")[0]},
+        numerics={
+            "device": device.partition(":")[0],
+            "dtype": family_of(model.name).dtype(device),
+            "torch": version("torch").partition("+")[0],
+        },
         attributes=_georeference(scene.metadata, grid),
     )
 

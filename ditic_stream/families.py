@@ -10,7 +10,7 @@ import os
 from dataclasses import dataclass
 
 from ditic_stream.errors import ConfigError
-from ditic_stream.geometry import Units
+from ditic_stream.geometry import CELLS, Units
 
 DTYPE_VARIABLE = "DITIC_DTYPE"
 """Environment variable that says in which type the networks of a family with a choice compute."""
@@ -24,7 +24,7 @@ class Family:
     name: str
     codec: str
     """Module whose `load(name, device)` gives the codec."""
-    units: Units = Units()
+    units: Units = CELLS
     one_rate: bool = False
     """Each set of weights has the rate it was trained for; q says nothing."""
     imported: bool = False

@@ -31,6 +31,10 @@ class Units:
         return -(-pixels // self.align) * (self.align // self.cell)
 
 
+CELLS = Units()
+"""Of a model without others of its own."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class Window:
     """A rectangle of pixels.  `row`, `col`: its upper left corner, 0 or more; `height`, `width`: 1 or more."""

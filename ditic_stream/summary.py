@@ -108,8 +108,7 @@ def lines(facts: dict[str, Any]) -> list[str]:
         f"container  {facts['fixed_bytes']} bytes of metadata and preview",
         f"grid       {facts['tiles']} tiles of {facts['tile']} px in {facts['shards']} shards, "
         f"overlap {facts['overlap']} px",
-        f"model      {facts['model']}, {asked}, weights {facts['weights'][:16]}... "
-        f"({facts['weights_licence']})",
+        f"model      {facts['model']}, {asked}, weights {facts['weights'][:16]}... ({facts['weights_licence']})",
         f"source     {source['name']}, {source['size']} bytes, sha256 {source['sha256'][:16]}...",
         *(f"not kept   {sentence}" for sentence in source["not_kept"]),
         f"written by {facts['software']}, archive {facts['archive_id']}, format {facts['format']}",

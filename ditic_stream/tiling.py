@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from ditic_stream.config import GridConfig
 from ditic_stream.errors import ConfigError
-from ditic_stream.geometry import TileKey, Units, Window
+from ditic_stream.geometry import CELLS, TileKey, Units, Window
 
 MAX_SIDE = 2**24
 """Longest side of a scene, pixels.  A bound for readers of hostile manifests, 16 times the widest scene known to us."""
@@ -30,7 +30,7 @@ class Grid:
     height: int
     width: int
     config: GridConfig
-    units: Units = Units()
+    units: Units = CELLS
     """Of the model."""
 
     def __post_init__(self) -> None:

@@ -92,7 +92,8 @@ def compress(
         ]
     else:
         lines = [
-            f"{result.archive}: {console.size(result.bytes)}, {result.bpp:.3f} bits per pixel{at}, {result.tiles} tiles, "
+            f"{result.archive}: {console.size(result.bytes)}, {result.bpp:.3f} bits per pixel{at}, "
+            f"{result.tiles} tiles, "
             f"and {console.size(result.fixed_bytes)} of container and preview, {console.duration(result.seconds)}"
         ]
         if result.resumed == result.shards:

@@ -21,7 +21,6 @@ from ditic_stream.models.paper.elic import ElicAnalysis
 from ditic_stream.models.paper.entropy import Decoded
 from ditic_stream.models.paper.latent_codec import LatentCodec
 
-
 ENTROPY_NETWORKS = ("h_s", "g_c", "adapter_in", "adapter_out", "LRP")
 """Parts of the latent codec that choose tables."""
 
@@ -142,11 +141,7 @@ class PaperNetwork(nn.Module):
 
     def decode(self, latent_BChw: Tensor) -> Tensor:
         """The denoised latent -> pixels in -1..1, (B, 3, 32h, 32w)."""
-        return self.pixels(latent_BChw).clamp(-1, 1)
-
-    def pixels(self, latent_BChw: Tensor) -> Tensor:
-        """The same, not clamped."""
-        return backbones.decode_latent(self.vae, latent_BChw.to(self.vae.dtype), self.config.scaling)
+        return backbones.decode_latent(self.vae, latent_BChw, self.config.scaling).clamp(-1, 1)
 
 
 def to_network_units(pixels_BHW3: Tensor) -> Tensor:

@@ -2,16 +2,17 @@
 
 In: a checkpoint's tensors and its integer tables.  Out: the tensors `fixed.*` of an imported file, see `fixed`.
 
-    weights   a channel's exponent is the largest up to 20 at which its largest weight, times 2^exponent, is below 2047.5,
-              and at which what is added to its sums stays below 2^50; a weight is floor(w 2^exponent + 1/2), clamped to +-2047
+    weights   a channel's exponent is the largest up to 20 at which its largest weight, times 2^exponent, is below
+              2047.5, and at which what is added to its sums stays below 2^50; a weight is floor(w 2^exponent + 1/2),
+              clamped to +-2047
     biases    floor(b 2^E + 1/2)
-    z         exponent: the largest up to 8 at which 2 r + m + 1 fits into 15 bits, r the farthest value of the tables of
-              z, m the largest median; medians are rounded at it
+    z         exponent: the largest up to 8 at which 2 r + m + 1 fits into 15 bits, r the farthest value of the tables
+              of z, m the largest median; medians are rounded at it
     scales    a threshold for each known width, floor(width 2^7); the index of a scale is how many are below it
-    maps      the exponent is the largest up to 18 at which 8 times the largest sum that was seen fits into 15 bits; seen
-              is what comes up when the networks, their layers being made one by one in the order in which they
-              are used, decode a stream of uniformly random bits: 2 x 2 hyper-symbols a channel under their tables,
-              and then every pass under the tables it asks for, escapes taken for 0.  The bits are the upper 16 of
+    maps      the exponent is the largest up to 18 at which 8 times the largest sum that was seen fits into 15 bits;
+              seen is what comes up when the networks, their layers being made one by one in the order in which they
+              are used, decode a stream of uniformly random bits: 2 x 2 hyper-symbols a channel under their tables, and
+              then every pass under the tables it asks for, escapes taken for 0.  The bits are the upper 16 of
               PCG64's raw 64, seed 0, in the order of use
     tables    `lut`, one for each function and exponent that came up
 
@@ -61,7 +62,9 @@ SHARED = re.compile(r"(adapter_in\.)[1-3](\.branch1\.4)")
 NETWORKS = ("h_s.", "g_c.", "adapter_in.", "adapter_out.", "LRP.")
 
 
-def build(tensors: Mapping[str, Tensor], z: FlatTables, y: FlatTables, widths: NDArray[np.float32]) -> dict[str, Tensor]:
+def build(
+    tensors: Mapping[str, Tensor], z: FlatTables, y: FlatTables, widths: NDArray[np.float32]
+) -> dict[str, Tensor]:
     """All tensors `fixed.*` of a checkpoint.  Raises ValueError, one sentence, when a value is too large for them."""
     medians = tensors["codec.entropy_bottleneck.quantiles"][:, 0, 1].double()
     reach = int(max(np.abs(z.lows).max(), np.abs(z.lows + z.sizes - 2).max()))
