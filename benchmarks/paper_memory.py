@@ -1,0 +1,111 @@
+"""Memory of ditic-0.6b at full size, counted without computing: every tensor of a decode or encode is made on torch's
+meta device, where it has a size and no values, and the bytes alive at once are added up.
+
+    python -m benchmarks.paper_memory --side 1024 2048 4096 --dtype bfloat16 float32
+
+What kernels use beside their inputs and outputs (workspaces, a caching allocator's gaps) is not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import weakref
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from ditic_stream.models.paper import backbones
+from ditic_stream.models.paper.config import OFFICIAL
+from ditic_stream.models.paper.entropy import Decoded
+from ditic_stream.models.paper.lean import PixelDecoder, make_lean
+from ditic_stream.models.paper.network import PaperNetwork
+
+META = torch.device("meta")
+
+
+class Counter(TorchDispatchMode):
+    """Adds up the bytes of the storages that operators make, while a tensor holds them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._alive: dict[int, list[int]] = {}
+        self.now = self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                self._hold(tensor)
+        return out
+
+    def _hold(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        entry = self._alive.setdefault(storage._cdata, [0, 0])
+        if not entry[0]:
+            entry[1] = storage.nbytes()
+            self.now += entry[1]
+            self.peak = max(self.peak, self.now)
+        entry[0] += 1
+        weakref.finalize(tensor, self._release, storage._cdata)
+
+    def _release(self, key: int) -> None:
+        entry = self._alive[key]
+        entry[0] -= 1
+        if not entry[0]:
+            self.now -= entry[1]
+            del self._alive[key]
+
+
+def peak(run: Callable[[], object]) -> float:
+    """GB that `run` has alive at once, its inputs left out."""
+    with Counter() as counter, torch.inference_mode():
+        run()
+    return counter.peak / 1e9
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--side", type=int, nargs="+", default=[1024, 2048, 4096])
+    parser.add_argument("--dtype", nargs="+", default=["bfloat16", "float32"])
+    parser.add_argument("--tail-cells", type=int, default=144)
+    args = parser.parse_args()
+    print("| side px | type | weights GB | heads + SANA | DC-AE decoder, stock | split | all in all | encoder |")
+    print("|---|---|---|---|---|---|---|---|")
+    for name in args.dtype:
+        dtype = getattr(torch, name)
+        with META:
+            network = PaperNetwork(OFFICIAL).requires_grad_(False)
+        network.drop_entropy_networks()
+        for part in (network.vae, network.DiT, network.prompter):
+            nn.Module.to(part, dtype)  # diffusers' own warns of parts it has not
+        weights = sum(p.numel() * p.element_size() for p in network.parameters()) / 1e9
+        with META:
+            stock = nn.Module.to(backbones.autoencoder(OFFICIAL).requires_grad_(False), dtype)
+        make_lean(network.vae.encoder)  # type: ignore[arg-type]
+        split = PixelDecoder(network.vae.decoder, OFFICIAL.vae, tail_cells=args.tail_cells)  # type: ignore[arg-type]
+        for side in args.side:
+            cells = side // 64
+            y = torch.empty(1, 320, cells, cells, device=META)
+            latent = torch.empty(1, 32, 2 * cells, 2 * cells, device=META, dtype=dtype)
+            pixels = torch.empty(1, 3, side, side, device=META)
+            runs = (
+                partial(lambda net, y: net.denoise(net.heads(Decoded(y, y))), network, y),
+                partial(stock.decoder, latent),  # type: ignore[arg-type]
+                partial(split, latent),
+                partial(network.analyse, pixels),
+            )
+            step, whole, tiled, encode = map(peak, runs)
+            print(
+                f"| {side} | {name} | {weights:.2f} | {step:.2f} | {whole:.2f} | {tiled:.2f} "
+                f"| {weights + max(step, tiled):.2f} | {encode:.2f} |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
