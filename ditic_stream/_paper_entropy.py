@@ -21,8 +21,8 @@ from ditic_stream.entropy import Coded
 from ditic_stream.errors import ConfigError, DesyncError, FormatError, WeightsError
 from ditic_stream.latents import Cells
 from ditic_stream.models.paper import fixed
-from ditic_stream.models.paper.config import CODED, HYPER, SCALES
-from ditic_stream.models.paper.entropy import GROUP, PASSES, cell_masks, gather_plane
+from ditic_stream.models.paper.config import CODED, HYPER, PASSES, SCALES
+from ditic_stream.models.paper.entropy import GROUP, cell_masks, gather_plane
 from ditic_stream.models.paper.fixed import SYMBOL_MAX, VALUE_BITS
 from ditic_stream.models.paper.tables import FlatTables
 from ditic_stream.rans import Decoder, Tables, encode, lanes_for

@@ -75,8 +75,8 @@ class CrossAttention:
         query, key, value = attn.to_q(hidden_states), attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states)
         query = query if attn.norm_q is None else attn.norm_q(query)
         key = key if attn.norm_k is None else attn.norm_k(key)
-        heads = (one.unflatten(2, (attn.heads, -1)) for one in (query, key, value))
-        mixed = layers.attention(*heads, backend=self.backend).flatten(2)
+        query, key, value = (one.unflatten(2, (attn.heads, -1)) for one in (query, key, value))
+        mixed = layers.attention(query, key, value, backend=self.backend).flatten(2)
         return attn.to_out[0](mixed) / attn.rescale_output_factor
 
 

@@ -206,7 +206,7 @@ def walk(net: Integers, z_symbols: Int32, code: Code) -> tuple[NDArray[np.int16]
         symbols = torch.from_numpy(z_symbols).to(net.device, torch.float64)[None]
         base = base_of(net, Map((symbols * 2.0**exponent + medians).clamp_(LOW, HIGH), exponent))
         thresholds = net.get("thresholds").to(net.device, torch.float64)
-        masks = cell_masks(*base.data.shape[2:], net.device)
+        masks = cell_masks(base.data.shape[2], base.data.shape[3], net.device)
         latent, scales = torch.zeros_like(base.data), torch.zeros_like(base.data)
         for number, mask in enumerate(masks):
             mean, scale = parameters_of_pass(net, number, base)

@@ -139,7 +139,8 @@ def in_strips(local: Local, x: Tensor, *, halo: int, rows: int) -> Tensor:
 
 def make_lean(module: nn.Module, strip_elements: int = STRIP_ELEMENTS) -> None:
     """Replace the norms and the linear attention in a part of a DC-AE by those here; parameters stay where they are."""
-    for parent in list(module.modules()):
+    every: list[Any] = list(module.modules())
+    for parent in every:
         for name, child in list(parent.named_children()):
             if type(child).__name__ == "RMSNorm" and getattr(child, "weight", None) is not None:
                 setattr(parent, name, StripNorm(child, strip_elements // 4))

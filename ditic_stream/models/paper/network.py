@@ -102,6 +102,11 @@ class PaperNetwork(nn.Module):
         network.load_state_dict({name: given[name].to(types[name]) for name in wanted}, assign=True)
         return network.requires_grad_(False)
 
+    @staticmethod
+    def type_of(part: nn.Module) -> torch.dtype:
+        """What a part is held in."""
+        return next(part.parameters()).dtype
+
     def drop_entropy_networks(self) -> None:
         """Let go of what the fixed-point networks stand in for: 104 M parameters.  `entropy.run_passes` is gone with
         them."""
@@ -110,7 +115,7 @@ class PaperNetwork(nn.Module):
 
     def analyse(self, pixels_B3HW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Pixels in -1..1, sides multiples of 64 -> `latent`, `aux` and `y` of `Encoded`."""
-        latent = backbones.encode_pixels(self.vae, pixels_B3HW.to(self.vae.dtype), self.config.scaling)
+        latent = backbones.encode_pixels(self.vae, pixels_B3HW.to(self.type_of(self.vae)), self.config.scaling)
         aux = self.aux_codec((pixels_B3HW + 1) / 2)
         return latent, aux, self.codec.g_a(latent.to(aux.dtype), aux)
 
@@ -133,7 +138,7 @@ class PaperNetwork(nn.Module):
 
     def denoise(self, heads: Heads) -> Denoised:
         """The one diffusion step, in the type of `heads`; the networks in theirs."""
-        dtype = self.DiT.dtype
+        dtype = self.type_of(self.DiT)
         tokens = self.prompter(heads.prompt.to(dtype))
         velocity = backbones.velocity(self.DiT, heads.mean.to(dtype), tokens, one_step.TIMESTEP).to(heads.mean.dtype)
         latent = one_step.step(heads.mean, velocity, heads.log_variance, heads.correction)
