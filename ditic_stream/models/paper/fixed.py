@@ -96,7 +96,11 @@ class Integers:
 
     def __init__(self, tensors: Mapping[str, Tensor], device: torch.device) -> None:
         self.device = device
-        self._tensors = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
+        self._tensors = {
+            # What is only looked at stays where it is: a device would be waited for.
+            name.removeprefix(PREFIX): tensor.to(device) if name.endswith((".weight", ".bias")) else tensor
+            for name, tensor in tensors.items()
+        }
         self._tables: dict[str, Tensor] = {}
         for name, tensor in self._tensors.items():
             if name.endswith(".weight") and (tensor.dtype != torch.int16 or int(tensor.abs().max()) > WEIGHT_MAX):
