@@ -171,6 +171,16 @@ def test_records_of_other_symbols_raise(paper: PaperCodec) -> None:
             paper.entropy.pull(wrong, 1, 4, 4)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_symbols_of_a_gpu_are_those_of_a_cpu(opened: checkpoint.Checkpoint, paper: PaperCodec) -> None:
+    there = PaperCodec(paper.info, opened, "cuda", torch.bfloat16)
+    coded = there.encode(_pixels(256, 512), (slice(0, 256), slice(0, 512)), 56)
+    latents = [one.entropy.pull(coded, 1, 4, 8) for one in (paper, there)]
+    assert np.array_equal(latents[0].values, latents[1].values)
+    assert np.array_equal(latents[0].scales, latents[1].scales)
+
+
 # The codec
 
 

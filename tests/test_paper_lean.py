@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from importlib import import_module
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -108,6 +110,25 @@ def test_strips_of_a_local_function_make_the_whole() -> None:
         return torch.nn.functional.conv2d(part, kernel, padding=1)
 
     torch.testing.assert_close(in_strips(local, x, halo=1, rows=9), local(x), atol=1e-12, rtol=0)
+
+
+def test_a_window_of_2048_fits_into_8_gb_and_larger_ones_grow_by_their_deep_stages_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[1]))
+    peak = import_module("benchmarks.paper_memory").peak
+    with torch.device("meta"):  # sizes without values: the released decoder at full size
+        decoder = backbones.autoencoder(OFFICIAL).requires_grad_(False).decoder
+        torch.nn.Module.to(decoder, torch.bfloat16)
+        split = PixelDecoder(decoder, OFFICIAL.vae)
+        counted = {}
+        for side in (2048, 4096):
+            x = torch.empty(1, 32, side // 32, side // 32, dtype=torch.bfloat16)
+            counted[side] = peak(lambda x=x: split(x))
+            tail = peak(lambda: split._tail(torch.empty(1, 512, 158, 158, dtype=torch.bfloat16)))
+    assert counted[2048] < 6, "2 GB of weights beside it"
+    deep = 512 * 2 * (512**2 - 256**2) / 1e9  # one map of 512 channels at 1/8
+    assert counted[4096] - counted[2048] < 4 * deep and counted[4096] < tail + 5 * deep
 
 
 # Norms
@@ -232,6 +253,22 @@ def test_a_kernel_that_fails_falls_back_with_one_line_of_log(
         for _ in range(3):
             assert torch.equal(layers.attention(q, k, v, backend="xformers"), layers.attention(q, k, v))
     assert len(caplog.messages) == 1 and "No operator found" in caplog.messages[0] and "and so on" not in caplog.text
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize(("dtype", "off"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float16, 3e-3)])
+def test_both_backends_agree_on_a_gpu(dtype: torch.dtype, off: float) -> None:
+    """A few units in the last place of values about 1."""
+    pytest.importorskip("xformers")
+    random = torch.Generator().manual_seed(5)
+    q, k, v = (torch.randn(2, n, 16, 72, generator=random).to("cuda", dtype) for n in (256, 77, 77))
+    by_xformers, by_torch = (layers.attention(q, k, v, backend=backend) for backend in ("xformers", "sdpa"))
+    torch.testing.assert_close(by_xformers, by_torch, atol=off, rtol=0)
+    q, k, v = (torch.randn(3, 64, 4, 64, generator=random).to("cuda", dtype) for _ in range(3))
+    mask = (torch.arange(64) < 40).reshape(1, 1, 1, 64).repeat(3, 1, 1, 1).cuda()
+    by_xformers, by_torch = (layers.attention(q, k, v, mask, backend) for backend in ("xformers", "sdpa"))
+    torch.testing.assert_close(by_xformers, by_torch, atol=off, rtol=0)
 
 
 # Look-up tables
