@@ -4,7 +4,8 @@
 
 Encoder: the difference of a tile's latent from that of the whole picture, rms over the tile in quantisation steps (of
 which rounding alone is 0.29), and over the cells at its border.  Decoder: the picture decoded in windows and blended
-against the same latent decoded whole, and the gradient across tile borders over that 13 px aside.
+against the same latent decoded whole, and the gradient across tile borders over that 13 px aside; in the lines of a
+halo the latent comes from tiles, too, and is decoded with the first overlap above 0.
 
 Pictures are cut to whole tiles.  With weights of no meaning the figures show what the mathematics reach, not what eyes
 would see.
@@ -69,18 +70,42 @@ def windowed(codec: PaperCodec, latent: Cells, grid: Grid) -> Units:
     return picture
 
 
-def decoder(codec: PaperCodec, pixels: Units, tile: int, overlaps: list[int]) -> None:
+def from_tiles(codec: PaperCodec, pixels: Units, grid: Grid, halo: int) -> Cells:
+    """The latent as an archive holds it: each tile coded by itself."""
+    shape = (1, 320, grid.height // UNITS.cell, grid.width // UNITS.cell)
+    latent = Cells(np.zeros(shape, np.int16), np.zeros(shape, np.int16))
+    for key in grid.keys():  # noqa: SIM118
+        window, core = grid.encode_window(key, halo), grid.core(key)
+        coded = codec.encode(pixels[(None, slice(None), *window.slices(grid.scene))], core.slices(window), 0)
+        own = grid.latent_core(key)
+        found = codec.entropy.pull(coded, 1, *own.shape)
+        part = (..., slice(own.row, own.row_end), slice(own.col, own.col_end))
+        latent.values[part], latent.scales[part] = found.values, found.scales
+    return latent
+
+
+def decoder(codec: PaperCodec, pixels: Units, tile: int, halos: list[int], overlaps: list[int]) -> None:
     height, width = pixels.shape[1:]
     everything = Window(row=0, col=0, height=height, width=width)
     coded = codec.encode(pixels[None], everything.slices(everything), 0)
     latent = codec.entropy.pull(coded, 1, UNITS.core_cells(height), UNITS.core_cells(width))
     whole = codec.render(latent.values, latent.scales, 0, (0, 0))[0, :, :height, :width] * 255
     print(f"| whole | - | {at_borders(whole, tile):.3f} |")
-    for overlap in overlaps:
-        config = GridConfig(tile=tile, overlap=overlap)
-        tiled = windowed(codec, latent, Grid(height=height, width=width, config=config, units=UNITS)) * 255
+    grids = {
+        overlap: Grid(height=height, width=width, config=GridConfig(tile=tile, overlap=overlap), units=UNITS)
+        for overlap in overlaps
+    }
+
+    def show(what: str, tiled: Units) -> None:
         decibels = 10 * np.log10(65025 / max(float(np.square(tiled - whole).mean()), 1e-12))
-        print(f"| overlap {overlap} | {decibels:.1f} dB | {at_borders(tiled, tile):.3f} |", flush=True)
+        print(f"| {what} | {decibels:.1f} dB | {at_borders(tiled, tile):.3f} |", flush=True)
+
+    for overlap, grid in grids.items():
+        show(f"overlap {overlap}", windowed(codec, latent, grid) * 255)
+    grid = grids[min((overlap for overlap in overlaps if overlap), default=overlaps[0])]
+    for halo in halos:
+        found = windowed(codec, from_tiles(codec, pixels, grid, halo), grid) * 255
+        show(f"halo {halo}, overlap {grid.config.overlap}", found)
 
 
 def main() -> None:
@@ -101,7 +126,7 @@ def main() -> None:
         grid = Grid(height=height, width=width, config=GridConfig(tile=args.tile, overlap=0), units=UNITS)
         print(f"{path.stem}, {width} x {height}, tiles of {args.tile}", flush=True)
         encoder(codec, pixels, grid, args.halo)
-        decoder(codec, pixels, args.tile, args.overlap)
+        decoder(codec, pixels, args.tile, args.halo, args.overlap)
 
 
 if __name__ == "__main__":
