@@ -2,16 +2,20 @@
 meta device, where it has a size and no values, and the bytes alive at once are added up.
 
     python -m benchmarks.paper_memory --side 1024 2048 4096 --dtype bfloat16 float32
+    python -m benchmarks.paper_memory --run CONFIG --side 1024 --dtype float32     counted and measured, on this CPU
 
-What kernels use beside their inputs and outputs (workspaces, a caching allocator's gaps) is not counted.
+What kernels use beside their inputs and outputs (workspaces, a caching allocator's gaps) is not counted.  --run decodes
+at the sizes of a configuration file and sets what the process really needed beside what was counted.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import weakref
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ditic_stream.models.paper import backbones
-from ditic_stream.models.paper.config import OFFICIAL
+from ditic_stream.models.paper.config import OFFICIAL, PaperConfig
 from ditic_stream.models.paper.entropy import Decoded
 from ditic_stream.models.paper.lean import PixelDecoder, make_lean
 from ditic_stream.models.paper.network import PaperNetwork
@@ -68,12 +72,42 @@ def peak(run: Callable[[], object]) -> float:
     return counter.peak / 1e9
 
 
+def resident(which: str) -> float:
+    """GB of this process: VmRSS now, VmHWM at most since the last `clear`."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(which)) * 1024 / 1e9
+
+
+def measure(config: PaperConfig, sides: list[int], dtypes: list[str], tail_cells: int) -> None:
+    """Print counted and measured bytes of the decoder, stock and split."""
+    torch.set_num_threads(1)
+    print("| side px | type | decoder | counted GB | measured GB |\n|---|---|---|---|---|")
+    for name, side, lean in ((name, side, lean) for name in dtypes for side in sides for lean in (False, True)):
+        dtype = getattr(torch, name)
+        vae = nn.Module.to(backbones.autoencoder(config).requires_grad_(False), dtype)
+        latent = torch.randn(1, 32, side // 32, side // 32, dtype=dtype)
+        decoder = vae.decoder
+        run = PixelDecoder(decoder, config.vae, tail_cells=tail_cells) if lean else decoder  # type: ignore[arg-type]
+        counted = peak(partial(run, latent))  # type: ignore[arg-type]
+        gc.collect()
+        before = resident("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")
+        with torch.inference_mode():
+            run(latent)  # type: ignore[operator]
+        measured = resident("VmHWM") - before
+        print(f"| {side} | {name} | {'split' if lean else 'stock'} | {counted:.2f} | {measured:.2f} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--side", type=int, nargs="+", default=[1024, 2048, 4096])
     parser.add_argument("--dtype", nargs="+", default=["bfloat16", "float32"])
     parser.add_argument("--tail-cells", type=int, default=144)
+    parser.add_argument("--run", type=Path, metavar="CONFIG")
     args = parser.parse_args()
+    if args.run is not None:
+        measure(PaperConfig.load(args.run), args.side, args.dtype, args.tail_cells)
+        return
     print("| side px | type | weights GB | heads + SANA | DC-AE decoder, stock | split | all in all | encoder |")
     print("|---|---|---|---|---|---|---|---|")
     for name in args.dtype:
