@@ -115,6 +115,16 @@ class PaperCodec:
         coded = Coded(record.lanes_log2, record.words, record.escapes, record.coded, record.symbols_crc)
         return self.entropy.pull(coded, groups, height, width)
 
+    def decode_many(
+        self, records: Sequence[Record], groups: int, height: int, width: int, q: int, *, coarse: bool = False
+    ) -> list[Cells]:
+        """One by one: the networks are what takes the time.  All channels, whatever `coarse` says."""
+        return [self.decode_symbols(record, groups, height, width, q) for record in records]
+
+    def coarse_gain(self, q: int) -> NDArray[np.float32]:
+        """This model has no coarse channels."""
+        raise ConfigError(f"{MODEL} has no coarse channels that pictures could be read out of")
+
     def zero_latent(self, groups: int, height: int, width: int) -> Cells:
         """The latents of a tile that is EMPTY, lost or damaged."""
         shape = (groups, CODED, height, width)

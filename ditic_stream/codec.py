@@ -53,6 +53,21 @@ class TileCodec(Protocol):
         DesyncError."""
         ...
 
+    def decode_many(
+        self, records: Sequence[Record], groups: int, height: int, width: int, q: int, *, coarse: bool = False
+    ) -> Sequence[Latent]:
+        """The latents of several records of one size, in less time than one by one where the model can.  DesyncError
+        does not say whose.
+
+        coarse: the leading channels alone, in a third of the time; their checksum, which is over all, is not checked.
+        """
+        ...
+
+    def coarse_gain(self, q: int) -> NDArray[np.float32]:
+        """Steps a feature has, for each of the channels that `decode_many` gives as the coarse ones; ConfigError for a
+        model that has none."""
+        ...
+
     def zero_latent(self, groups: int, height: int, width: int) -> Latent:
         """The latents of a tile that is EMPTY, lost or damaged."""
         ...

@@ -76,6 +76,7 @@ def summary(archive: Archive) -> dict[str, Any]:
             "name": source.name,
             "size": source.size,
             "sha256": source.sha256,
+            "etag": source.etag,
             "not_kept": list(source.warnings),
         },
         "software": manifest.software,
@@ -90,6 +91,7 @@ def summary(archive: Archive) -> dict[str, Any]:
 def lines(facts: dict[str, Any]) -> list[str]:
     """The summary for people."""
     placed, source = "none", facts["source"]
+    identity = f"sha256 {source['sha256'][:16]}..." if source["sha256"] else f"ETag {source['etag']}"
     if facts["epsg"] or facts["transform"]:
         corner = facts["transform"]
         placed = f"EPSG:{facts['epsg']}" if facts["epsg"] else "CRS without an EPSG code, or none"
@@ -109,7 +111,7 @@ def lines(facts: dict[str, Any]) -> list[str]:
         f"grid       {facts['tiles']} tiles of {facts['tile']} px in {facts['shards']} shards, "
         f"overlap {facts['overlap']} px",
         f"model      {facts['model']}, {asked}, weights {facts['weights'][:16]}... ({facts['weights_licence']})",
-        f"source     {source['name']}, {source['size']} bytes, sha256 {source['sha256'][:16]}...",
+        f"source     {source['name']}, {source['size']} bytes, {identity}",
         *(f"not kept   {sentence}" for sentence in source["not_kept"]),
         f"written by {facts['software']}, archive {facts['archive_id']}, format {facts['format']}",
     ]
