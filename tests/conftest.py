@@ -78,3 +78,18 @@ def sample(tmp_path_factory: pytest.TempPathFactory, ditic: Command) -> Sample:
         done = ditic(*arguments)
         assert done.code == 0, done.err
     return found
+
+
+@pytest.fixture(scope="session")
+def deep(tmp_path_factory: pytest.TempPathFactory, ditic: Command) -> Path:
+    """An archive of 16 bits, one band, a quarter of it nodata, placed nowhere; its scene, deep.tif, lies beside it."""
+    import numpy as np
+    import tifffile
+
+    folder = tmp_path_factory.mktemp("deep")
+    pixels = (landscape(300, 520)[..., 0].astype(np.uint16) * 30) + 1000
+    pixels[:150, :260] = 0
+    tifffile.imwrite(folder / "deep.tif", pixels, metadata=None, extratags=[(42113, "s", 2, "0", True)])
+    done = ditic("compress", folder / "deep.tif", "--model", "tiny", "--tile", "256", "--overlap", "32", "-q")
+    assert done.code == 0, done.err
+    return folder / "deep.ditic"
