@@ -22,7 +22,11 @@ NO_MEMORY = ("can't allocate memory", "out of memory")
 
 K_contra = TypeVar("K_contra", contravariant=True)
 R_co = TypeVar("R_co", covariant=True)
+K = TypeVar("K")
+R = TypeVar("R")
 OnNote = Callable[[object, int], None]
+OnFailure = Callable[[K, DiticError], R]
+"""Takes a key that is given up and its error, and gives what stands for its result."""
 
 
 class Note(Protocol):
