@@ -21,8 +21,8 @@ pytestmark = pytest.mark.ray
 
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Any]:
-    """A cluster of a head with two CPUs, connected."""
-    with cluster(2) as made:
+    """A cluster of a head with six CPUs as it thinks, connected."""
+    with cluster(6) as made:
         ray.init(address=made.address, log_to_driver=False, logging_level="error")
         yield made
         ray.shutdown()
@@ -155,7 +155,7 @@ def test_actors_are_pinned_to_a_gpu_each_and_take_no_cpu(nodes: Any) -> None:
             usage = executor.usage()
             assert {one["device"] for one in usage} == {"cuda"}
         with found("ray")(device="mixed", gpus=0.5) as executor:
-            assert executor.workers == 4 + 2
+            assert executor.workers == 4 + 6
     finally:
         nodes.remove_node(extra)
 
@@ -180,7 +180,7 @@ def test_what_no_cluster_can_do_is_refused(nodes: Any, settings: dict[str, Any],
 
 
 def test_workers_that_cannot_start_are_an_error_in_time(nodes: Any, tmp_path: Path) -> None:
-    with found("ray")(2, device="cpu"), found("ray")(1, device="cpu", start_seconds=2) as starved:  # noqa: SIM117
+    with found("ray")(4, device="cpu"), found("ray")(1, device="cpu", start_seconds=2) as starved:  # noqa: SIM117
         with pytest.raises(TaskError, match=r"no worker could start within 2 s.*fewer --workers"):
             list(starved.run_unordered(Square(tmp_path), range(3)))
 

@@ -20,7 +20,7 @@ import resource
 import sys
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Any
 
@@ -94,6 +94,8 @@ class Worker:
         self._device = device
         self._lanes = threading.local()
         self._at: dict[tuple[str, int], tuple[Any, int]] = {}
+        self._lock = threading.Lock()
+        self._begun: deque[tuple[str, int]] = deque(maxlen=256)
         self._skip: set[tuple[str, int]] = set()
         self._closed: set[str] = set()
         self._meters = Meters(device or "cpu")
@@ -108,9 +110,11 @@ class Worker:
     def run(self, task: bytes, call: Call, board: Any = None) -> Answer:
         """Do one key.  Every error of the task is an answer; only the death of the process is none."""
         name = (call.run, call.index)
-        if name in self._skip:
-            self._skip.discard(name)
-            return Answer(kind="skipped")
+        with self._lock:
+            if name in self._skip:
+                self._skip.discard(name)
+                return Answer(kind="skipped")
+            self._begun.append(name)
         began = time.monotonic()
 
         def note(what: object, units: int = 0) -> None:
@@ -142,9 +146,13 @@ class Worker:
         """What the keys at hand are at: (note, units done)."""
         return dict(self._at)
 
-    def skip(self, run: str, index: int) -> None:
-        """Another worker has taken this key, which has not begun here."""
-        self._skip.add((run, index))
+    def skip(self, run: str, index: int) -> bool:
+        """Leave a key to another worker; False when it has begun here."""
+        with self._lock:
+            if (run, index) in self._begun:
+                return False
+            self._skip.add((run, index))
+            return True
 
     def close(self, run: str) -> None:
         """No key of this run comes any more: each lane closes its task before the next key."""

@@ -76,6 +76,8 @@ class Job:
     """Units that the run's inbox has heard of."""
     note: Any = None
     holders: list[Member] = field(default_factory=list)
+    asked_back: bool = False
+    """An idle member could have it, if its holder has not begun."""
 
 
 @dataclass(slots=True, eq=False)
@@ -173,7 +175,7 @@ class Fleet:
     def _loop(self) -> None:
         handlers: dict[str, Callable[..., None]] = {
             "opened": self._runs.append, "submitted": self._submitted, "closed": self._closed, "ready": self._ready,
-            "answered": self._answered, "state": self._state,
+            "answered": self._answered, "state": self._state, "freed": self._freed,
         }  # fmt: skip
         while True:
             with contextlib.suppress(queue.Empty):
@@ -293,11 +295,16 @@ class Fleet:
         now = time.monotonic()
         for member in self.members:
             for place, (job, sent) in enumerate(member.jobs.items()):
-                if len(job.holders) > 1 or not job.run.repeatable or job.run.jobs.get(job.index) is not job:
+                if len(job.holders) != 1 or job.run.jobs.get(job.index) is not job:
                     continue
                 if place >= member.lanes:
-                    member.handle.skip.remote(job.run.name, job.index)
-                    return job
+                    if not job.asked_back:
+                        job.asked_back = True
+                        ref = member.handle.skip.options(concurrency_group="watch").remote(job.run.name, job.index)
+                        self._watch(ref, "freed", member, job)
+                    continue
+                if job.careful or not job.run.repeatable:
+                    continue
                 limit = max(SLOW_SECONDS, SLOW_TIMES * _median(job.run))
                 if len(job.run.seconds) >= 3 and now - sent > limit:
                     self.counts.doubled += 1
@@ -335,11 +342,8 @@ class Fleet:
         member.memory = max(member.memory, answer.memory)
         if job.run.jobs.get(job.index) is not job or job in job.run.waiting:
             return  # done by another, closed, or on its way again
-        if answer.kind != "done" and job.holders:
-            return  # somebody else is at it
-        if answer.kind == "skipped":
-            job.run.waiting.appendleft(job)
-            return
+        if answer.kind == "skipped" or (answer.kind != "done" and job.holders):
+            return  # somebody else is at it, or will be
         self._tell(job, answer.note, answer.units)
         if answer.kind == "done":
             member.done += 1
@@ -353,6 +357,15 @@ class Fleet:
             self._finish(job, "failed", answer.what)
         else:
             self._charge(job, answer.what)
+
+    def _freed(self, member: Member, job: Job, future: Any) -> None:
+        """A holder has said whether it leaves a key, which it has not begun, to others."""
+        job.asked_back = False
+        if future.exception() is None and future.result() and job.run.jobs.get(job.index) is job:
+            if member in job.holders:
+                job.holders.remove(member)
+            if not job.holders and job not in job.run.waiting:
+                job.run.waiting.appendleft(job)
 
     def _state(self, member: Member, future: Any) -> None:
         member.asked = False
