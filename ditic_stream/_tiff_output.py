@@ -13,7 +13,9 @@ from __future__ import annotations
 import os
 import re
 import struct
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 from xml.sax.saxutils import escape
@@ -31,6 +33,63 @@ CLASSIC_LIMIT = 2**32 - 2**24
 GDAL_METADATA = 42112
 Entry = tuple[int, int, int, bytes]
 """code, type, count, little-endian bytes"""
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """How one tile of a TIFF is made."""
+
+    dtype: np.dtype[Any]
+    height: int
+    width: int
+
+    def encode(self, block: Array, col: int) -> bytes:
+        """One tile of (samples, rows, columns), padded at the edges, predicted and compressed."""
+        import imagecodecs
+
+        part = block[:, :, col : col + self.width]
+        tile = np.zeros((self.height, self.width, len(part)), self.dtype)
+        tile[: part.shape[1], : part.shape[2]] = part.transpose(1, 2, 0)
+        if self.dtype.kind == "f":
+            data = imagecodecs.floatpred_encode(tile, axis=-2)
+        else:
+            whole = tile.view(f"u{self.dtype.itemsize}")
+            data = np.empty_like(whole)
+            data[:, 0] = whole[:, 0]
+            np.subtract(whole[:, 1:], whole[:, :-1], out=data[:, 1:])
+        return bytes(imagecodecs.deflate_encode(data.astype(data.dtype.newbyteorder("<"), copy=False).tobytes(), LEVEL))
+
+    def encode_mask(self, rows: npt.NDArray[np.uint8], col: int) -> bytes:
+        import imagecodecs
+
+        part = rows[:, col : col + self.width]
+        tile = np.zeros((self.height, self.width), np.uint8)
+        tile[: part.shape[0], : part.shape[1]] = part != 0
+        return bytes(imagecodecs.deflate_encode(np.packbits(tile, axis=1).tobytes(), LEVEL))
+
+
+@dataclass(frozen=True, slots=True)
+class TiffRows:
+    """Codes blocks of rows as tiles, in the order in which they lie in the file."""
+
+    tiles: Tiles
+    width: int
+    planar: bool
+
+    def code(
+        self, row: int, pixels: Array, mask: npt.NDArray[np.uint8] | None, each: Callable[..., Iterable[bytes]] = map
+    ) -> list[bytes]:
+        """each: a `map`, of threads perhaps."""
+        out: list[bytes] = []
+        cols = range(0, self.width, self.tiles.width)
+        for first in range(0, pixels.shape[1], self.tiles.height):
+            part = pixels[:, first : first + self.tiles.height]
+            for block in part[:, None] if self.planar else part[None]:
+                out += each(lambda col, block=block: self.tiles.encode(block, col), cols)
+            if mask is not None:
+                rows = mask[first : first + self.tiles.height]
+                out += [self.tiles.encode_mask(rows, col) for col in cols]
+        return out
 
 
 class TiffOutput(Output):
@@ -79,6 +138,7 @@ class TiffOutput(Output):
             area * self.samples * self.dtype.itemsize * 1.01 + area / 8 + 32 * planes * down * across + fields + 2**16
         )
         self.big = most > CLASSIC_LIMIT
+        self._tiles = Tiles(self.dtype, self.tile_height, self.tile_width)
         self._file = open(self.partial, "wb")  # noqa: SIM115  closed by _finish or _abandon
         self._file.write(b"II+\0\x08\0\0\0" + bytes(8) if self.big else b"II*\0" + bytes(4))
         self._at = 16 if self.big else 8
@@ -86,44 +146,21 @@ class TiffOutput(Output):
 
     def _block(self, row: int, pixels: Array, mask: npt.NDArray[np.uint8] | None) -> None:
         assert self._pool is not None
-        down = row // self.tile_height
-        for first in range(0, pixels.shape[1], self.tile_height):
-            part = pixels[:, first : first + self.tile_height]
-            for plane, block in enumerate(part[:, None] if self._planar else part[None]):
-                cols = range(0, self.width, self.tile_width)
-                for across, data in enumerate(self._pool.map(lambda col, block=block: self._encode(block, col), cols)):
-                    self._offsets[plane, down, across], self._counts[plane, down, across] = self._append(data)
-            if mask is not None:
-                rows = mask[first : first + self.tile_height]
-                for across, col in enumerate(range(0, self.width, self.tile_width)):
-                    self._mask_offsets[down, across], self._mask_counts[down, across] = self._append(
-                        self._encode_mask(rows, col)
-                    )
-            down += 1
+        self._put(row, pixels.shape[1], self.coder().code(row, pixels, mask, self._pool.map))
 
-    def _encode(self, block: Array, col: int) -> bytes:
-        """One tile of (samples, rows, columns), padded at the edges, predicted and compressed."""
-        import imagecodecs
+    def coder(self) -> TiffRows:
+        return TiffRows(self._tiles, self.width, self._planar)
 
-        part = block[:, :, col : col + self.tile_width]
-        tile = np.zeros((self.tile_height, self.tile_width, len(part)), self.dtype)
-        tile[: part.shape[1], : part.shape[2]] = part.transpose(1, 2, 0)
-        if self.dtype.kind == "f":
-            data = imagecodecs.floatpred_encode(tile, axis=-2)
-        else:
-            whole = tile.view(f"u{self.dtype.itemsize}")
-            data = np.empty_like(whole)
-            data[:, 0] = whole[:, 0]
-            np.subtract(whole[:, 1:], whole[:, :-1], out=data[:, 1:])
-        return bytes(imagecodecs.deflate_encode(data.astype(data.dtype.newbyteorder("<"), copy=False).tobytes(), LEVEL))
-
-    def _encode_mask(self, rows: npt.NDArray[np.uint8], col: int) -> bytes:
-        import imagecodecs
-
-        part = rows[:, col : col + self.tile_width]
-        tile = np.zeros((self.tile_height, self.tile_width), np.uint8)
-        tile[: part.shape[0], : part.shape[1]] = part != 0
-        return bytes(imagecodecs.deflate_encode(np.packbits(tile, axis=1).tobytes(), LEVEL))
+    def _put(self, row: int, count: int, pieces: list[bytes]) -> None:
+        places = iter(self._append(data) for data in pieces)
+        planes = self.samples if self._planar else 1
+        for down in range(row // self.tile_height, -(-(row + count) // self.tile_height)):
+            for plane in range(planes):
+                for across in range(self._offsets.shape[2]):
+                    self._offsets[plane, down, across], self._counts[plane, down, across] = next(places)
+            if self.has_mask:
+                for across in range(self._offsets.shape[2]):
+                    self._mask_offsets[down, across], self._mask_counts[down, across] = next(places)
 
     def _append(self, data: bytes) -> tuple[int, int]:
         assert self._file is not None
