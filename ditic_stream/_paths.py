@@ -24,3 +24,8 @@ def local_path(name: str | Path) -> Path:
     if found.group().lower() != "file://" or host not in ("", "localhost"):
         raise SourceError(f"{text} is not on this machine: only local files for now; copy it here first")
     return Path("/" + unquote(path))
+
+
+def everywhere(name: str | Path) -> str:
+    """A name that means the same in any process: workers on a cluster have another working folder."""
+    return str(name) if SCHEME.match(str(name)) else str(Path(name).absolute())

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +28,7 @@ from ditic_stream.errors import (
     WeightsError,
     naming,
 )
-from ditic_stream.executors import Note, Shared, one_thread
+from ditic_stream.executors import Note, Shared, loaded, one_thread
 from ditic_stream.geometry import TileKey
 from ditic_stream.latents import Cells, Latent, LatentSpool, assemble
 from ditic_stream.manifest import Manifest
@@ -174,17 +173,11 @@ class Rendering:
                 yield run
 
 
-@lru_cache(maxsize=2)
-def _loaded(load: Callable[..., TileCodec], name: str, device: str) -> TileCodec:
-    """A codec that is loaded already, for those who open one archive after another."""
-    return load(name, device=device)
-
-
 def codec_of(manifest: Manifest, device: str) -> TileCodec:
     """The codec an archive names; WeightsError when the weights at hand are others."""
     from ditic_stream.codec import load_codec
 
-    codec = _loaded(load_codec, manifest.model.name, device)
+    codec = loaded(load_codec, manifest.model.name, device)
     if codec.info.weights != manifest.model.weights:
         raise WeightsError(
             f"the archive needs weights {manifest.model.weights[:16]}... of {manifest.model.name}, this release has "

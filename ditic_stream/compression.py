@@ -24,7 +24,7 @@ from ditic_stream._encoding import Describe, EncodeShard, Receipt, area, peak_me
 from ditic_stream._forecast import CodeWindows, Forecast, Forecaster, at, spread
 from ditic_stream._layout import Layout
 from ditic_stream._lock import hold, release
-from ditic_stream._paths import local_path
+from ditic_stream._paths import everywhere, local_path
 from ditic_stream._store import LOCK, PARTIAL
 from ditic_stream.archive import ArchiveWriter, create_archive, open_archive, pack_zip, remove_archive
 from ditic_stream.bitstream import EMPTY
@@ -71,6 +71,8 @@ class Result:
     seconds: float
     warnings: tuple[str, ...]
     """What of the source the archive does not keep, a sentence each."""
+    devices: tuple[str, ...] = ()
+    """Kinds of devices that coded what this run coded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,8 +157,9 @@ def compress(
             manifest = _manifest(scene, grid, described, quality or QUALITY, device, there or _earlier(folder))
             if there is not None:
                 _require_same(target, there, replace(manifest, quality=there.quality, q=there.q))
+            place = everywhere(source)
             windows = CodeWindows(
-                source=str(source), expand_palette=expand_palette, manifest=manifest, model=model, device=device
+                source=place, expand_palette=expand_palette, manifest=manifest, model=model, device=device
             )
             forecaster = Forecaster(running, windows, grid)
             if bpp is not None:
@@ -164,9 +167,9 @@ def compress(
             elif size is not None:
                 manifest = at(manifest, forecaster.quality_for(size - _fixed(manifest, target)))
             task = EncodeShard(
-                source=str(source),
+                source=place,
                 expand_palette=expand_palette,
-                archive=str(folder),
+                archive=str(folder.absolute()),
                 manifest=manifest,
                 model=model,
                 device=device,
@@ -372,6 +375,7 @@ def _result(target: Path, receipts: list[Receipt], resumed: list[TileKey], secon
             outside=sum(receipt.outside for receipt in receipts) / samples if samples else 0.0,
             seconds=round(seconds, 3),
             warnings=archive.manifest.source.warnings,
+            devices=tuple(sorted({receipt.device for receipt in receipts})),
         )
 
 

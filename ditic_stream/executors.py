@@ -24,7 +24,7 @@ from typing import Any, Protocol, TypeVar
 
 from ditic_stream._processes import ProcessExecutor
 from ditic_stream._shared import Shared
-from ditic_stream._tasks import ATTEMPTS, CallersError, Note, OnFailure, OnNote, Task, named, translated
+from ditic_stream._tasks import ATTEMPTS, CallersError, Note, OnFailure, OnNote, Task, loaded, named, translated
 from ditic_stream.errors import ConfigError, DiticError
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "cores",
     "executor_for",
     "found",
+    "loaded",
     "one_thread",
 ]
 

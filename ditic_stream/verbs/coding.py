@@ -16,9 +16,12 @@ from ditic_stream.verbs.options import (
     OnError,
     Overwrite,
     Quiet,
+    Ray,
+    RayAddress,
     Workers,
     beside,
     byte_count,
+    executor_of,
     numbers,
     report_damage,
     stem,
@@ -27,6 +30,7 @@ from ditic_stream.verbs.options import (
 
 
 def compress(
+    context: typer.Context,
     scene: Annotated[
         Path, typer.Argument(parser=local_path, help="The scene: TIFF of any ordinary kind, PNG or JPEG.")
     ],
@@ -51,6 +55,8 @@ def compress(
     ] = False,
     overwrite: Overwrite = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what is to be expected, write nothing.")] = False,
+    ray: Ray = False,
+    ray_address: RayAddress = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -65,12 +71,13 @@ def compress(
     target = archive or beside(scene, f"{scene.stem}.ditic")
     with (
         console.interruptible(f"finished shards are kept; run the same command again to go on with {target}"),
+        executor_of(context, ray, ray_address, workers, device, quiet=quiet) as (executor, device),
         console.Progress("compress", quiet=quiet or dry_run) as progress,
     ):
         result = run(
             scene, target, quality=quality, bpp=bpp, size=byte_count(size), model=model, tile=tile, overlap=overlap,
             device=device, workers=workers, expand_palette=expand_palette, overwrite=overwrite, dry_run=dry_run,
-            progress=progress,
+            progress=progress, executor=executor,
         )  # fmt: skip
     for warning in result.warnings:
         console.note(f"warning: {warning}", quiet=quiet)
@@ -99,6 +106,7 @@ def compress(
 
 
 def decompress(
+    context: typer.Context,
     archive: Archive,
     out: Annotated[
         Path | None,
@@ -110,6 +118,8 @@ def decompress(
     device: Device = "cpu",
     on_error: OnError = "stop",
     overwrite: Overwrite = False,
+    ray: Ray = False,
+    ray_address: RayAddress = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -123,11 +133,13 @@ def decompress(
     target = out or beside(archive, f"{stem(archive)}.decoded.tif")
     with (
         console.interruptible(f"nothing was written to {target}; run the same command again"),
+        executor_of(context, ray, ray_address, workers, device, quiet=quiet) as (executor, device),
         console.Progress("decompress", quiet=quiet) as progress,
     ):
         result = run(
-            archive, target, workers=workers, device=device, on_error=on_error, overwrite=overwrite, progress=progress
-        )
+            archive, target, workers=workers, device=device, on_error=on_error, overwrite=overwrite, progress=progress,
+            executor=executor,
+        )  # fmt: skip
     report_damage(result, quiet)
     console.emit(
         console.plain(result), as_json=as_json, quiet=quiet,
