@@ -116,6 +116,27 @@ def install() -> None:
     sys.modules["ditic_stream.codec"] = module()
 
 
+def install_slow() -> None:
+    """The same, a tenth of a second a tile: time enough to be killed."""
+    os.environ["FAKE_SECONDS"] = "0.1"
+    install()
+
+
+def poison() -> None:
+    """Let this process die of reading the scene whose name POISON says, as of a fault in a decoder."""
+    install()
+    from ditic_stream import reader
+
+    opened = reader.open_source
+
+    def open_source(uri: Any, **settings: Any) -> Any:
+        if str(uri).endswith(os.environ.get("POISON", "bad.tif")):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return opened(uri, **settings)
+
+    reader.open_source = open_source
+
+
 Count = Callable[[int], int]
 
 

@@ -6,11 +6,14 @@ import filecmp
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fakes
 import pytest
 from clusters import cluster, wait_for
 from conftest import Command, Sample
@@ -18,6 +21,7 @@ from pictures import landscape, write_scene
 
 import ditic_stream
 from ditic_stream.executors import found
+from ditic_stream.workers import batch
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.ray
@@ -40,94 +44,172 @@ def same(one: Path, other: Path) -> bool:
 
 
 def store_bytes() -> int:
-    """Bytes that were ever in use in the object stores of the nodes: sealed objects of all workers and the driver."""
+    """Bytes in the object stores of all nodes."""
     return int(ray.cluster_resources()["object_store_memory"] - ray.available_resources()["object_store_memory"])
 
 
-@pytest.mark.parametrize("workers", [1, 2, 4])
-def test_any_number_of_actors_gives_the_bytes_of_one_process(
-    nodes: Any, sample: Sample, tmp_path: Path, workers: int
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The codec without a network, in this process; actors install it too.  They start without torch, and at once."""
+    monkeypatch.setitem(sys.modules, "ditic_stream.codec", fakes.module())
+
+
+def test_four_actors_give_the_bytes_of_one_process_and_pixels_stay_out_of_the_object_store(
+    nodes: Any, sample: Sample, tmp_path: Path
 ) -> None:
-    with found("ray")(workers, device="cpu") as executor:
+    with found("ray")(4, device="cpu") as executor:
         result = ditic_stream.compress(
             sample.scene, tmp_path / "scene.ditic", model="tiny", tile=256, overlap=32, executor=executor
         )
         ditic_stream.decompress(tmp_path / "scene.ditic", tmp_path / "scene.tif", executor=executor)
-        ditic_stream.decompress(tmp_path / "scene.ditic", tmp_path / "scene.zarr", executor=executor)
         assert result.devices == ("cpu",)
-        assert store_bytes() < 10e6
+        assert store_bytes() < 1e6
     assert same(tmp_path / "scene.ditic", sample.archive)
     assert same(tmp_path / "scene.tif", sample.decoded)
-    ditic_stream.decompress(sample.archive, tmp_path / "one.zarr", workers=1)
-    assert same(tmp_path / "scene.zarr", tmp_path / "one.zarr")
+
+
+SIZE: dict[str, Any] = {"tile": 256, "overlap": 32}
+
+
+def scene_of(folder: Path) -> tuple[Path, Path, Path]:
+    """A scene in 20 shards of a tile, its archive by one process, and what that decodes it to."""
+    write_scene(folder / "scene.tif", landscape(1280, 1024))
+    ditic_stream.compress(folder / "scene.tif", folder / "one.ditic", **SIZE, workers=1)
+    ditic_stream.decompress(folder / "one.ditic", folder / "one.zarr", workers=1)
+    return folder / "scene.tif", folder / "one.ditic", folder / "one.zarr"
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_any_number_of_actors_gives_the_bytes_of_one_process(
+    nodes: Any, fake: None, tmp_path: Path, workers: int
+) -> None:
+    scene, archive, decoded = scene_of(tmp_path)
+    with found("ray")(workers, device="cpu", initializer=fakes.install) as executor:
+        ditic_stream.compress(scene, tmp_path / "ray.ditic", **SIZE, executor=executor)
+        ditic_stream.decompress(tmp_path / "ray.ditic", tmp_path / "ray.zarr", executor=executor)
+    assert same(tmp_path / "ray.ditic", archive)
+    assert same(tmp_path / "ray.zarr", decoded)
 
 
 def test_command_does_it_with_a_cluster_that_runs(nodes: Any, sample: Sample, tmp_path: Path, ditic: Command) -> None:
-    for arguments in (
-        ("compress", sample.scene, tmp_path / "a.ditic.zip", "--model", "tiny", "--tile", "256", "--overlap", "32"),
-        ("decompress", tmp_path / "a.ditic.zip", tmp_path / "a.tif"),
-    ):
-        done = ditic(*arguments, "--ray-address", nodes.address, "--workers", "2", timeout=120)
-        assert done.code == 0, done.err
-        assert "actors on 1 nodes" in done.err
-    assert same(tmp_path / "a.tif", sample.decoded)
+    settings = ("--model", "tiny", "--tile", "256", "--overlap", "32", "--workers", "1", "--ray-address", nodes.address)
+    done = ditic("compress", sample.scene, tmp_path / "scene.ditic", *settings, timeout=120)
+    assert done.code == 0, done.err
+    assert "1 actors on 1 nodes" in done.err
+    assert same(tmp_path / "scene.ditic", sample.archive)
 
 
-def scene_of(folder: Path) -> tuple[Path, Path]:
-    """A scene in 20 shards of a tile, and its archive by one process."""
-    write_scene(folder / "scene.tif", landscape(1280, 1024))
-    ditic_stream.compress(folder / "scene.tif", folder / "one.ditic", model="tiny", tile=256, overlap=32, workers=1)
-    return folder / "scene.tif", folder / "one.ditic"
-
-
-def test_a_killed_actor_costs_no_byte(nodes: Any, tmp_path: Path) -> None:
-    scene, one = scene_of(tmp_path)
+def test_a_killed_actor_costs_no_byte(nodes: Any, fake: None, tmp_path: Path) -> None:
+    scene, archive, _ = scene_of(tmp_path)
     killed: list[int] = []
 
     def kill(done: int, total: int) -> None:
-        if len(killed) < 2 and done > len(killed) * total / 4:
+        if len(killed) < 3 and done > len(killed) * total / 4:
             killed.append(executor.usage()[0]["pid"])
             os.kill(killed[-1], signal.SIGKILL)
 
-    with found("ray")(2, device="cpu") as executor:
-        ditic_stream.compress(
-            scene, tmp_path / "ray.ditic", model="tiny", tile=256, overlap=32, executor=executor, progress=kill
-        )
-        assert executor.fleet.counts.restarts == len(killed) == 2
-    assert same(tmp_path / "ray.ditic", one)
+    with found("ray")(2, device="cpu", initializer=fakes.install_slow) as executor:
+        ditic_stream.compress(scene, tmp_path / "ray.ditic", **SIZE, executor=executor, progress=kill)
+        assert executor.fleet.counts.restarts == len(killed) == 3
+    assert same(tmp_path / "ray.ditic", archive)
 
 
-def test_a_killed_node_costs_no_byte(nodes: Any, tmp_path: Path) -> None:
-    scene, one = scene_of(tmp_path)
-    extra = nodes.add_node(num_cpus=4, object_store_memory=80 << 20)
-    began, killed = time.monotonic(), []
+def test_a_killed_node_costs_no_byte(nodes: Any, fake: None, tmp_path: Path) -> None:
+    scene, archive, decoded = scene_of(tmp_path)
+    began = time.monotonic()
+    extra = [nodes.add_node(num_cpus=4, object_store_memory=80 << 20)]
 
     def kill(done: int, total: int) -> None:
-        if not killed and done > total / 8:
-            killed.append(extra)
-            nodes.remove_node(extra, allow_graceful=False)
+        if extra and done > total / 8:
+            nodes.remove_node(extra.pop(), allow_graceful=False)
 
-    with found("ray")(4, device="cpu") as executor:
-        wait_for(lambda: len({one["node"] for one in executor.usage()}) == 2 and len(executor.usage()) == 4)
-        ditic_stream.compress(
-            scene, tmp_path / "ray.ditic", model="tiny", tile=256, overlap=32, executor=executor, progress=kill
-        )
-        assert killed
-        assert executor.fleet.counts.nodes_lost >= 1
-        ditic_stream.decompress(tmp_path / "ray.ditic", tmp_path / "ray.tif", executor=executor)
-    assert time.monotonic() - began < 60
-    assert same(tmp_path / "ray.ditic", one)
-    ditic_stream.decompress(one, tmp_path / "one.tif", workers=1)
-    assert same(tmp_path / "ray.tif", tmp_path / "one.tif")
+    with found("ray")(6, device="cpu", initializer=fakes.install_slow) as executor:
+        wait_for(lambda: len({one["node"] for one in executor.usage()}) == 2 and len(executor.usage()) == 6)
+        ditic_stream.compress(scene, tmp_path / "ray.ditic", **SIZE, executor=executor, progress=kill)
+        assert not extra
+        assert executor.fleet.counts.nodes_lost >= 2
+        extra.append(nodes.add_node(num_cpus=2, object_store_memory=80 << 20))
+        wait_for(lambda: len(executor.usage()) == 6)  # the ones that waited for a node
+        ditic_stream.decompress(tmp_path / "ray.ditic", tmp_path / "ray.zarr", executor=executor, progress=kill)
+        assert not extra
+    assert time.monotonic() - began < 90
+    assert same(tmp_path / "ray.ditic", archive)
+    assert same(tmp_path / "ray.zarr", decoded)
 
 
-def test_metrics_are_exported_the_standard_way(nodes: Any, sample: Sample, tmp_path: Path) -> None:
+def jobs_in(folder: Path, settings: dict[str, Any], scenes: int) -> Path:
+    """Scenes of 9 tiles, a bad one among them, each compressed and decoded; what single commands make is in one/."""
+    (folder / "one").mkdir()
+    lines = []
+    for number in range(scenes):
+        write_scene(folder / f"s{number}.tif", landscape(600, 520 + 20 * number))
+        archive = folder / "one" / f"s{number}.ditic"
+        ditic_stream.compress(folder / f"s{number}.tif", archive, **settings, workers=1)
+        ditic_stream.decompress(archive, folder / "one" / f"s{number}.tif", workers=1)
+        lines += [
+            {"verb": "compress", "source": f"s{number}.tif", "settings": settings},
+            {"verb": "decompress", "source": f"s{number}.ditic", "out": f"out{number}.tif"},
+        ]
+    write_scene(folder / "bad.tif", landscape(300, 300))
+    lines.insert(2, {"id": "poisoned", "verb": "compress", "source": "bad.tif", "settings": settings})
+    path = folder / "jobs.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def check_results(folder: Path, scenes: int) -> None:
+    for number in range(scenes):
+        assert same(folder / f"s{number}.ditic", folder / "one" / f"s{number}.ditic")
+        assert same(folder / f"out{number}.tif", folder / "one" / f"s{number}.tif")
+
+
+@pytest.mark.parametrize("large", [2**26, 600 * 540])
+def test_a_batch_ends_with_every_other_scene_whole_whatever_dies(
+    nodes: Any, fake: None, tmp_path: Path, large: int
+) -> None:
+    """A scene that kills its workers, two killed actors and a killed node; small scenes whole, or large ones spread."""
+    path = jobs_in(tmp_path, SIZE, 4)
+    extra = [nodes.add_node(num_cpus=2, object_store_memory=80 << 20)]
+    killed: list[int] = []
+
+    def kill(outcome: Any, ended: int, of: int) -> None:
+        if ended >= 2 and len(killed) < 2:
+            killed.append(executor.usage()[0]["pid"])
+            os.kill(killed[-1], signal.SIGKILL)
+        elif ended >= 4 and extra:
+            nodes.remove_node(extra.pop(), allow_graceful=False)
+
+    with found("ray")(4, device="cpu", initializer=fakes.poison) as executor:
+        result = batch.run_batch(path, executor=executor, on_outcome=kill, large=large)
+        assert len(killed) == 2 and not extra
+    bad = result.outcomes[2]
+    assert result.failed == 1
+    assert bad.error is not None and bad.error["kind"] == "task"
+    assert "was killed or crashed" in bad.error["message"] and "poisoned" in bad.error["tile"]
+    check_results(tmp_path, 4)
+
+
+def test_a_killed_driver_leaves_a_batch_that_goes_on(nodes: Any, tmp_path: Path, ditic: Command) -> None:
+    path = jobs_in(tmp_path, {"model": "tiny", **SIZE}, 2)
+    command = ("batch", path, "--workers", "2", "--ray-address", nodes.address)
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "ditic_stream", *map(str, command)], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
+    book = tmp_path / "jobs.jsonl.journal"
+    wait_for(lambda: book.exists() and b'"outcome"' in book.read_bytes(), 90)
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    done = ditic(*command, timeout=120)
+    assert done.code == 0, done.err
+    assert "done before" in done.out
+    check_results(tmp_path, 2)
+
+
+def test_metrics_are_exported_the_standard_way(nodes: Any, fake: None, sample: Sample, tmp_path: Path) -> None:
     import urllib.request
 
-    with found("ray")(1, device="cpu") as executor:
-        ditic_stream.compress(
-            sample.scene, tmp_path / "scene.ditic", model="tiny", tile=256, overlap=32, executor=executor
-        )
+    with found("ray")(1, device="cpu", initializer=fakes.install) as executor:
+        ditic_stream.compress(sample.scene, tmp_path / "scene.ditic", **SIZE, executor=executor)
 
         def exported() -> str | None:
             (node,) = [one for one in ray.nodes() if one["Alive"]]

@@ -87,10 +87,12 @@ class Board:
 
 
 class Worker:
-    """device: given, it takes the place of the task's own.  board: an actor handle of a Board, once one is needed."""
+    """device: given, it takes the place of the task's own.  initializer: called once, before any task."""
 
-    def __init__(self, device: str | None = None) -> None:
+    def __init__(self, device: str | None = None, initializer: Callable[[], None] | None = None) -> None:
         prepare_process()
+        if initializer is not None:
+            initializer()
         self._device = device
         self._lanes = threading.local()
         self._at: dict[tuple[str, int], tuple[Any, int]] = {}

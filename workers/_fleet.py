@@ -20,7 +20,7 @@ import queue
 import statistics
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
@@ -115,10 +115,17 @@ class Fleet:
     lanes: keys an actor works on at once.  start_seconds: how long to wait for the first actor.
     """
 
-    def __init__(self, plan: list[tuple[str | None, dict[str, Any]]], *, lanes: int, start_seconds: float) -> None:
+    def __init__(
+        self,
+        plan: list[tuple[str | None, dict[str, Any]]],
+        *,
+        lanes: int,
+        start_seconds: float,
+        initializer: Callable[[], None] | None = None,
+    ) -> None:
         self.counts = Counts()
         self.members: list[Member] = []
-        self._plan, self._lanes, self._start_seconds = plan, lanes, start_seconds
+        self._plan, self._start_seconds, self._initializer = plan, start_seconds, initializer
         self._events: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
         self._runs: list[Run] = []
         self._names = count()
@@ -136,6 +143,8 @@ class Fleet:
     # What any thread may call.
 
     def open(self, blob: bytes, *, label: str, attempts: int, priority: int, repeatable: bool) -> Run:
+        if not self._thread.is_alive():
+            raise TaskError("the workers were ended; run the same command again")
         run = Run(
             name=f"run-{next(self._names)}", blob=ray.put(blob), label=label, attempts=attempts, priority=priority,
             repeatable=repeatable,
@@ -150,7 +159,8 @@ class Fleet:
         """End a run; returns when no worker is at work on any of its keys."""
         done = threading.Event()
         self._events.put(("closed", run, done))
-        done.wait()
+        while not done.wait(1) and self._thread.is_alive():
+            pass
 
     def stop(self) -> None:
         """End all actors."""
@@ -190,6 +200,7 @@ class Fleet:
                 self._tend()
             except Exception as error:
                 self._give_up(TaskError(f"the cluster cannot be used: {type(error).__name__}: {error}"[:WORDS]))
+        self._give_up(TaskError("the workers were ended; run the same command again"))
         for member in self.members:
             self._kill(member)
         if self._board is not None:
@@ -221,7 +232,7 @@ class Fleet:
     def _spawn(self, device: str | None, options: dict[str, Any], lanes: int) -> None:
         groups = {"concurrency_groups": {"lanes": lanes, "watch": 1}}
         actor = ray.remote(**options, **groups, max_restarts=0, max_task_retries=0)(Worker)
-        member = Member(actor.remote(device), device, lanes)
+        member = Member(actor.remote(device, self._initializer), device, lanes)
         self.members.append(member)
         self._watch(member.handle.where.remote(), "ready", member)
 
@@ -285,8 +296,12 @@ class Fleet:
         return member.lanes + (member.lanes == 1 and all(_median(job.run) < SHORT_SECONDS for job in member.jobs))
 
     def _next(self, member: Member) -> Job | None:
-        for run in sorted(self._runs, key=lambda run: -run.priority):
-            if run.waiting and not (run.waiting[0].careful and member.jobs):
+        ready = [run for run in self._runs if run.waiting]
+        if len(ready) > 1:  # the one with the fewest keys at work, so that several runs share the members evenly
+            at_work = Counter(job.run.name for one in self.members for job in one.jobs)
+            ready.sort(key=lambda run: (-run.priority, at_work[run.name]))
+        for run in ready:
+            if not (run.waiting[0].careful and member.jobs):
                 return run.waiting.popleft()
         return None if member.jobs else self._slow()
 

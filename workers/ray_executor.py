@@ -40,6 +40,7 @@ class RayExecutor:
     starts a cluster of its own that ends with this.  device: "cuda" or "cpu" for all actors, "mixed" for one on each
     GPU and one on each CPU that is left, "auto" for cuda where the cluster has GPUs.
     gpus: the share of a GPU an actor takes.  lanes: keys an actor works on at once.  attempts: times a key is tried.
+    start_seconds: patience with the first actor.  initializer: an importable function called once in each actor.
     Raises ConfigError when the cluster has not what is asked for, TaskError when it cannot be reached.
     """
 
@@ -56,6 +57,7 @@ class RayExecutor:
         lanes: int = 1,
         attempts: int = ATTEMPTS,
         start_seconds: float = START_SECONDS,
+        initializer: Callable[[], None] | None = None,
     ) -> None:
         if workers is not None and workers < 1:
             raise ConfigError(f"{workers} workers cannot work; use 1 or more")
@@ -72,7 +74,7 @@ class RayExecutor:
             """What a manifest names: where a mixed fleet codes, the receipts name the rest."""
             self.workers = len(plan)
             self._lanes = lanes
-            self.fleet = Fleet(plan, lanes=lanes, start_seconds=start_seconds)
+            self.fleet = Fleet(plan, lanes=lanes, start_seconds=start_seconds, initializer=initializer)
         except BaseException:
             self._disconnect()
             raise
