@@ -4,7 +4,7 @@ In: an open archive, a window, an Output.  Out: its rows, coded by the workers a
 Knows windows, blending and blocks of rows; knows nothing of formats or clusters.
 
     belt 0   ######  blocks of rows that lie inside a belt are finished and coded by its worker
-             ~~~~~~  rows that fade into the next belt are spooled as they are, and what is left of their block with them
+             ~~~~~~  rows that fade into the next belt are spooled as they are, with what is left of their block
     belt 1   ~~~~~~  a seam: its worker takes both sides, blends, finishes and codes the blocks they lie in
              ######
                      this process puts the coded blocks into the output, in order (Output.take)

@@ -272,7 +272,9 @@ def test_damage_found_by_verify_fails_the_job_and_names_the_tile(folder: Path, s
 
 
 def test_an_output_that_a_killed_run_had_finished_is_no_obstacle_but_a_users_is(folder: Path, sample: Sample) -> None:
-    path = write_jobs(folder / "d.jsonl", {"id": "d", "verb": "decompress", "source": str(sample.archive), "out": "d.tif"})
+    path = write_jobs(
+        folder / "d.jsonl", {"id": "d", "verb": "decompress", "source": str(sample.archive), "out": "d.tif"}
+    )
     (job,) = jobs.read_jobs(path)
     (folder / "d.tif").write_bytes(b"a user's")
     (found,) = batch.run_batch(path, workers=1).outcomes

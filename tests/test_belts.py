@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import filecmp
 import os
-from collections.abc import Iterator
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -31,12 +31,9 @@ class Apart(SerialExecutor):
 
 
 @pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def fake(monkeypatch: pytest.MonkeyPatch) -> None:
     """The codec that shows any window decoded otherwise, in this process."""
-    import sys
-
     monkeypatch.setitem(sys.modules, "ditic_stream.codec", module())
-    yield
 
 
 def archived(folder: Path, pixels: np.ndarray, overlap: int) -> Path:
@@ -135,7 +132,9 @@ def test_a_leftover_of_a_killed_run_is_swept(fake: None, tmp_path: Path) -> None
     assert not (tmp_path / ".out.tif.spool").exists()
 
 
-def test_no_room_for_the_spool_is_said_in_our_words(fake: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_room_for_the_spool_is_said_in_our_words(
+    fake: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     archive = archived(tmp_path, landscape(1200, 300), 32)
 
     def full(self: Path, *_: object, **__: object) -> None:
@@ -160,7 +159,8 @@ def test_every_block_has_one_owner(
 ) -> None:
     row = data.draw(st.integers(0, height - 1))
     window = Window(row=row, col=0, height=data.draw(st.integers(1, height - row)), width=100)
-    cut = Cut(grid=Grid(height=height, width=100, config=GridConfig(tile=tile, overlap=overlap)), window=window, block=block)
+    grid = Grid(height=height, width=100, config=GridConfig(tile=tile, overlap=overlap))
+    cut = Cut(grid=grid, window=window, block=block)
     belts = cut.belts(workers)
     assert [row for belt in belts for row in range(belt.first, belt.end)] == list(cut.rows)
     seams = [block for belt in belts[1:] for block in cut.touched(belt.first)]

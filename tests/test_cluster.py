@@ -9,13 +9,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import fakes
 import pytest
-from clusters import cluster, wait_for
+from clusters import wait_for
 from conftest import Command, Sample
 from pictures import landscape, write_scene
 
@@ -25,15 +24,6 @@ from ditic_stream.workers import batch
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.ray
-
-
-@pytest.fixture(scope="module")
-def nodes() -> Iterator[Any]:
-    """A head that thinks it has four CPUs, connected; tests add nodes that they may kill."""
-    with cluster(4) as made:
-        ray.init(address=made.address, log_to_driver=False, logging_level="error")
-        yield made
-        ray.shutdown()
 
 
 def same(one: Path, other: Path) -> bool:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clusters import cluster
 from fakes import Crowd, Square
 
 from ditic_stream.errors import ConfigError, FormatError, TaskError
@@ -17,15 +16,6 @@ from ditic_stream.executors import found
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.ray
-
-
-@pytest.fixture(scope="module")
-def nodes() -> Iterator[Any]:
-    """A cluster of a head with six CPUs as it thinks, connected."""
-    with cluster(6) as made:
-        ray.init(address=made.address, log_to_driver=False, logging_level="error")
-        yield made
-        ray.shutdown()
 
 
 @pytest.fixture(scope="module")

@@ -222,8 +222,9 @@ class Fleet:
                 free = {name: what for name, what in ray.available_resources().items() if name in ("CPU", "GPU")}
                 self._give_up(
                     TaskError(
-                        f"no worker could start within {self._start_seconds:.0f} s; the cluster has {free or 'nothing'} "
-                        "free and each worker takes one CPU or one GPU: free some, or ask for fewer --workers"
+                        f"no worker could start within {self._start_seconds:.0f} s; the cluster has "
+                        f"{free or 'nothing'} free and each worker takes one CPU or one GPU: free some, or ask for "
+                        "fewer --workers"
                     )
                 )
         else:
@@ -418,9 +419,7 @@ class Fleet:
                     self._finish(job, "failed", self._named(job, f"its node was lost {job.losses} times"))
                 else:
                     self._again(job, member)
-            elif job not in at_work:
-                self._again(job, member)
-            elif no_memory and (member.lanes > 1 or len(self.members) > 0):
+            elif job not in at_work or (no_memory and (member.lanes > 1 or self.members)):
                 self._again(job, member)
             elif len(at_work) > 1:
                 job.careful = True  # one of several: alone, the next death tells which

@@ -1,6 +1,6 @@
 """Do one job of a batch: the work behind every verb, in whatever process.
 
-In: a Job.  Out: an Outcome, also of a failure: one bad scene fails alone.  Knows the verbs; knows nothing of the others.
+In: a Job.  Out: an Outcome, also of a failure: one bad scene fails alone.  Knows the verbs.
 
     RunJob      a whole job by one worker: scenes that are small among thousands
     perform     the same with an executor: a large scene spread over many workers
@@ -209,7 +209,7 @@ VERBS: dict[str, Callable[..., dict[str, Any]]] = {
 
 
 def pixels_of(job: Job) -> int | None:
-    """Pixels that a job is about, by the head of its source; None when that cannot be told, and the job will say why."""
+    """Pixels that a job is about, by the head of its source; None when that cannot be told: the job will say why."""
     from ditic_stream.reader import open_source
 
     try:

@@ -147,18 +147,31 @@ class _Driver:
         while todo:
             again: list[Job] = []
             large: list[Job] = []
-            with contextlib.ExitStack() as stack:
-                if self._executor.local:
-                    self._pack(todo, large.append, again)
-                    for job in large:
-                        self._spread(job, again)
-                else:
-                    pool = stack.enter_context(ThreadPoolExecutor(LARGE_AT_ONCE, thread_name_prefix="ditic-large"))
-                    spread: list[Future[None]] = []
-                    self._pack(todo, lambda job: spread.append(pool.submit(self._spread, job, again)), again)
-                    for future in spread:
-                        future.result()
+            if self._executor.local:
+                self._pack(todo, large.append, again)
+                for job in large:
+                    self._spread(job, again)
+            else:
+                self._pack_and_spread(todo, again)
             todo = again
+
+    def _pack_and_spread(self, todo: list[Job], again: list[Job]) -> None:
+        """Small jobs and large ones at the same time, by the same workers."""
+        with ThreadPoolExecutor(LARGE_AT_ONCE, thread_name_prefix="ditic-large") as pool:
+            spread: list[Future[None]] = []
+
+            def put_large(job: Job) -> None:
+                spread.append(pool.submit(self._spread, job, again))
+
+            try:
+                self._pack(todo, put_large, again)
+                for future in spread:
+                    future.result()
+            except BaseException:
+                for future in spread:
+                    future.cancel()
+                self._executor.__exit__(None, None, None)  # ends the runs that the threads wait for
+                raise
 
     def _settled(self, job: Job) -> bool:
         """True when an earlier run has done a job, or what it reads cannot be had."""

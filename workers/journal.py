@@ -31,7 +31,7 @@ class Journal:
         self._lock = _lock.hold(self._lock_path, path)
         try:
             self._last = self._read()
-            self._file = open(path, "ab", buffering=0)
+            self._file = open(path, "ab", buffering=0)  # noqa: SIM115  closed with the journal
             if path.stat().st_size and not path.read_bytes().endswith(b"\n"):
                 self._file.write(b"\n")
         except OSError as error:

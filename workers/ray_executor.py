@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -158,7 +157,7 @@ class RayExecutor:
         label = str(getattr(task, "source", None) or getattr(task, "archive", None) or type(task).__name__)
         repeatable = bool(getattr(task, "repeatable", True))
         return self.fleet.open(
-            pickle.dumps(task), label=label, attempts=self._attempts, priority=priority, repeatable=repeatable
+            ray.cloudpickle.dumps(task), label=label, attempts=self._attempts, priority=priority, repeatable=repeatable
         )
 
     def _disconnect(self) -> None:
@@ -196,7 +195,9 @@ def _connect(address: str | None) -> bool:
             ray.init(address=address or os.environ["RAY_ADDRESS"], **options)
     except (ConnectionError, OSError, RuntimeError, ValueError) as error:
         words = " ".join(str(error).split())[:300]
-        raise TaskError(f"no Ray cluster at {address or 'this machine'}: {words}; start one, or name another") from error
+        raise TaskError(
+            f"no Ray cluster at {address or 'this machine'}: {words}; start one, or name another"
+        ) from error
     return True
 
 

@@ -54,9 +54,7 @@ def batch(
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(console.interruptible("what is done is kept; run the same command again to go on"))
-        executor, device = stack.enter_context(
-            executor_of(context, ray, ray_address, workers, device, quiet=quiet)
-        )
+        executor, device = stack.enter_context(executor_of(context, ray, ray_address, workers, device, quiet=quiet))
         progress = stack.enter_context(console.Progress("batch", quiet=quiet))
         result = found("batch", "ditic_stream.drivers")(
             jobs, workers=workers, device=device, executor=executor, journal=journal, report=report,

@@ -27,7 +27,7 @@ Ray = Annotated[
     bool,
     typer.Option(
         "--ray",
-        help="Work on a Ray cluster: --ray-address, RAY_ADDRESS, or one started for this command. Needs the extra `ray`.",
+        help="Work on a Ray cluster: --ray-address, RAY_ADDRESS, or one of this command's own. Needs the extra `ray`.",
     ),
 ]
 RayAddress = Annotated[
@@ -69,8 +69,9 @@ def fleet_line(executor: Any) -> str:
     troubles = ", ".join(
         f"{count} {what}"
         for count, what in (
-            (counts.restarts, "restarted"), (counts.nodes_lost, "lost with their nodes"), (counts.retries, "keys again"),
-            (counts.shrinks, "made smaller for memory"), (counts.doubled, "slow keys doubled"),
+            (counts.restarts, "restarted"), (counts.nodes_lost, "lost with their nodes"),
+            (counts.retries, "keys again"), (counts.shrinks, "made smaller for memory"),
+            (counts.doubled, "slow keys doubled"),
         )
         if count
     )  # fmt: skip
