@@ -94,10 +94,11 @@ def memory(actors: int, keys: int, tiles: int) -> None:
     with found("ray")(actors, device="cpu") as executor:
         before = resident()
         early = late = peak = 0
-        receipts = 0
+        receipts = []
         began = time.monotonic()
-        for count, _ in enumerate(executor.run_unordered(Nothing(tiles), iter(range(keys)), in_flight=32 * actors), 1):
-            receipts += 1
+        run = executor.run_unordered(Nothing(tiles), iter(range(keys)), in_flight=32 * actors)
+        for count, (_, receipt) in enumerate(run, 1):
+            receipts.append(receipt)
             if count % SOON == 0:
                 now = resident()
                 early, late, peak = early or now, now, max(peak, now)
@@ -187,7 +188,7 @@ def main() -> None:
         address="local", num_cpus=max(chosen.actors), include_dashboard=False, object_store_memory=2**27,
         log_to_driver=False, logging_level="error",
     )  # fmt: skip
-    show(load=os.getloadavg(), cores=len(os.sched_getaffinity(0)), ray=ray.__version__, version=ditic_stream.__version__)
+    show(load=os.getloadavg(), cores=len(os.sched_getaffinity(0)), ray=ray.__version__)
     with tempfile.TemporaryDirectory() as place:
         if "driver" in parts:
             driver(min(2, max(chosen.actors)), chosen.seconds)

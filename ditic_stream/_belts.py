@@ -17,7 +17,7 @@ nodes see; every file in it appears whole or not at all, so a belt may be done t
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -207,9 +207,9 @@ class _Work:
         for place in sorted(spool.glob(f"{seam.row}-*-samples.npy")):
             row = int(place.name.split("-")[3])
             samples = np.load(place, mmap_mode="r")
-            mask = place.with_name(place.name.replace("-samples", "-mask"))
+            masked = place.with_name(place.name.replace("-samples", "-mask"))
             window = Window(row=row, col=cut.window.col, height=samples.shape[1], width=cut.window.width)
-            blocks.put(window, samples, np.load(mask, mmap_mode="r") if mask.exists() else None)
+            blocks.put(window, samples, np.load(masked, mmap_mode="r") if masked.exists() else None)
         if end > begin:
             sides = [np.load(spool / f"{seam.row}-{side}-units.npy", mmap_mode="r") for side in ("above", "below")]
             offset = begin - (seam.row * cut.grid.config.tile - fade_of(cut.grid))
@@ -360,7 +360,8 @@ def decode_apart(
         with storing(output.path):
             discard(spool)  # of a run that was killed; the output's lock is ours
             spool.mkdir()
-        for keys in (belts, seams):
+        steps: tuple[Sequence[Belt | Seam], ...] = (belts, seams)
+        for keys in steps:
             for _, belted in executor.run_unordered(task, keys, on_note=tell):
                 for key, why in belted.damage.items():
                     damage.tiles.setdefault(key, why)

@@ -177,7 +177,7 @@ def codec_of(manifest: Manifest, device: str) -> TileCodec:
     """The codec an archive names; WeightsError when the weights at hand are others."""
     from ditic_stream.codec import load_codec
 
-    codec = loaded(load_codec, manifest.model.name, device)
+    codec: TileCodec = loaded(load_codec, manifest.model.name, device)
     if codec.info.weights != manifest.model.weights:
         raise WeightsError(
             f"the archive needs weights {manifest.model.weights[:16]}... of {manifest.model.name}, this release has "

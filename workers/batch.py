@@ -88,7 +88,7 @@ def run_batch(
             driver.run(wave)
         outcomes = tuple(driver.outcomes[job.id] for job in jobs)
         write_report(report, outcomes)
-        usage = getattr(running, "usage", list)()
+        usage: list[dict[str, Any]] = getattr(running, "usage", list)()
     return Batch(
         outcomes=outcomes, report=str(report), seconds=round(time.monotonic() - began, 3), workers=running.workers,
         usage=tuple(usage),
@@ -100,7 +100,7 @@ class _Ranked:
 
     def __init__(self, executor: Executor, priority: int) -> None:
         self._executor = executor
-        self._rank = {} if executor.local else {"priority": priority}
+        self._rank: dict[str, Any] = {} if executor.local else {"priority": priority}
         self.workers, self.local = executor.workers, executor.local
 
     def __enter__(self) -> _Ranked:
