@@ -14,7 +14,7 @@ from typing import Any
 
 import fakes
 import pytest
-from clusters import wait_for
+from clusters import cluster, wait_for
 from conftest import Command, Sample
 from pictures import landscape, write_scene
 
@@ -211,3 +211,69 @@ def test_metrics_are_exported_the_standard_way(nodes: Any, fake: None, sample: S
         text = wait_for(exported, 40)
     pixels = [float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith("ray_ditic_pixels")]
     assert max(pixels) >= 600 * 700
+
+
+def test_without_ray_the_rest_works_and_the_command_says_what_to_install(tmp_path: Path) -> None:
+    program = (
+        "import sys; sys.modules['ray'] = None\n"
+        "from ditic_stream.__main__ import main\n"
+        "import ditic_stream.workers.batch, ditic_stream.executors\n"
+        "sys.argv = ['ditic-stream', 'compress', 'scene.tif', '--ray']\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "ray is not installed; pip install 'ditic-stream[ray]'" in done.stderr
+
+
+def test_no_cluster_at_the_address_is_one_line(tmp_path: Path, sample: Sample, ditic: Command) -> None:
+    done = ditic("compress", sample.scene, tmp_path / "a.ditic", "--ray-address", "127.0.0.1:1", timeout=120)
+    assert done.code == 1
+    assert done.err.splitlines()[-1].startswith("ditic-stream: task: no Ray cluster at 127.0.0.1:1")
+
+
+@pytest.mark.slow
+def test_a_head_that_dies_ends_the_driver_in_time_and_a_new_one_goes_on(tmp_path: Path, ditic: Command) -> None:
+    """Without a store for its state outside of it, a head that dies takes its cluster along; the journal stays."""
+    path = jobs_in(tmp_path, {"model": "tiny", **SIZE}, 3)
+    variables = {**os.environ, "RAY_gcs_rpc_server_reconnect_timeout_s": "5"}
+    book = tmp_path / "jobs.jsonl.journal"
+    for ends in (True, False):
+        # In a process of its own: the test's own connection must not go down with the head.
+        keeper = subprocess.Popen(
+            [sys.executable, str(Path(__file__).parent / "clusters.py"), str(tmp_path / "address")],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=variables,
+        )  # fmt: skip
+        assert keeper.stdout is not None and keeper.stdin is not None
+        address, pid = keeper.stdout.readline().split()
+        command = [sys.executable, "-m", "ditic_stream", "batch", str(path), "--workers", "1", "--ray-address", address]
+        driver = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=variables)
+        try:
+            if ends:
+                wait_for(lambda: book.exists() and b'"outcome"' in book.read_bytes(), 90)
+                os.kill(int(pid), signal.SIGKILL)
+                driver.communicate(timeout=90)
+                assert driver.returncode != 0
+            else:
+                out, err = driver.communicate(timeout=120)
+                assert driver.returncode == 0, err
+                assert "done before" in out
+        finally:
+            driver.kill()
+            keeper.stdin.close()
+            keeper.wait(60)
+    check_results(tmp_path, 3)
+
+
+@pytest.mark.slow
+def test_a_batch_runs_as_a_ray_job(tmp_path: Path) -> None:
+    path = jobs_in(tmp_path, {"model": "tiny", **SIZE}, 1)
+    from ray.job_submission import JobStatus, JobSubmissionClient
+
+    with cluster(2, include_dashboard=True, dashboard_port=0) as made:
+        client = JobSubmissionClient(f"http://{made.head_node.webui_url}")
+        job = client.submit_job(entrypoint=f"{sys.executable} -m ditic_stream batch {path} --ray --workers 1")
+        status = wait_for(lambda: (found := client.get_job_status(job)).is_terminal() and found, 120)
+        assert status == JobStatus.SUCCEEDED, client.get_job_logs(job)
+        assert "2 of 3 jobs done" in client.get_job_logs(job) or "3 of 3 jobs done" in client.get_job_logs(job)
+    check_results(tmp_path, 1)

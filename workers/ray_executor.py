@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +25,7 @@ from ditic_stream.workers._fleet import Fleet, Run
 
 STORE_BYTES = 2**27
 """Object store of a cluster of our own, on this machine: nothing large goes through it."""
+CONNECT_SECONDS = 10.0
 START_SECONDS = 600.0
 """Patience with the first worker: an autoscaler may have to start a machine."""
 
@@ -188,7 +190,11 @@ def _connect(address: str | None) -> bool:
     if ray.is_initialized():
         return False
     options: dict[str, Any] = {"log_to_driver": bool(os.environ.get("DITIC_DEBUG")), "logging_level": logging.ERROR}
+    host, _, port = (address or "").rpartition(":")
     try:
+        if host and port.isdigit() and "://" not in host:
+            # Ray itself tries for minutes.
+            socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
         if address is None and "RAY_ADDRESS" not in os.environ:
             ray.init(address="local", include_dashboard=False, object_store_memory=STORE_BYTES, **options)
         else:
