@@ -25,6 +25,10 @@ def batch(
     device: Device = "cpu",
     ray: Ray = False,
     ray_address: RayAddress = None,
+    gpu_share: Annotated[
+        float,
+        typer.Option(help="Of a GPU, for each actor: 0.25 puts four on one, which small networks need to fill it."),
+    ] = 1.0,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -54,7 +58,9 @@ def batch(
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(console.interruptible("what is done is kept; run the same command again to go on"))
-        executor, device = stack.enter_context(executor_of(context, ray, ray_address, workers, device, quiet=quiet))
+        executor, device = stack.enter_context(
+            executor_of(context, ray, ray_address, workers, device, gpus=gpu_share, quiet=quiet)
+        )
         progress = stack.enter_context(console.Progress("batch", quiet=quiet))
         result = found("batch", "ditic_stream.drivers")(
             jobs, workers=workers, device=device, executor=executor, journal=journal, report=report,

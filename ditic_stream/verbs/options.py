@@ -43,7 +43,14 @@ OnError = Annotated[
 
 @contextlib.contextmanager
 def executor_of(
-    context: typer.Context, ray: bool, address: str | None, workers: int | None, device: str, *, quiet: bool = False
+    context: typer.Context,
+    ray: bool,
+    address: str | None,
+    workers: int | None,
+    device: str,
+    *,
+    gpus: float = 1.0,
+    quiet: bool = False,
 ) -> Iterator[tuple[Any, str]]:
     """The executor that options ask for, and the device; None is the library's own choice, on this machine.
 
@@ -56,7 +63,7 @@ def executor_of(
 
     source = context.get_parameter_source("device")
     asked = source is not None and source.name != "DEFAULT"
-    with found("ray")(workers, address=address, device=device if asked else "auto") as executor:
+    with found("ray")(workers, address=address, device=device if asked else "auto", gpus=gpus) as executor:
         yield executor, executor.device
         console.note(fleet_line(executor), quiet=quiet)
 
