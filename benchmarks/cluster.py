@@ -124,12 +124,12 @@ def scene(size: int, model: str, tile: int, actors: tuple[int, ...], folder: Pat
     )  # fmt: skip
     for count in actors:
         began = time.monotonic()
-        first: list[float] = []
+        first: list[tuple[float, int]] = []
         with found("ray")(count, device="cpu") as executor:
 
-            def progress(done: int, total: int, first: list[float] = first) -> None:
+            def progress(done: int, total: int, first: list[tuple[float, int]] = first) -> None:
                 if done and not first:
-                    first.append(time.monotonic())
+                    first.append((time.monotonic(), done))
 
             ditic_stream.compress(source, folder / "ray.ditic", **settings, executor=executor, progress=progress)
             coded = time.monotonic()
@@ -142,7 +142,8 @@ def scene(size: int, model: str, tile: int, actors: tuple[int, ...], folder: Pat
             busy = [one["busy"] for one in executor.usage()]
             show(
                 part="scene", by=f"{count} actors", encode_mp_s=round(pixels / (coded - began), 2),
-                decode_mp_s=round(pixels / (ended - coded), 2), first_tile_s=round(first[0] - began, 2),
+                decode_mp_s=round(pixels / (ended - coded), 2), first_tile_s=round(first[0][0] - began, 2),
+                then_mp_s=round((pixels - first[0][1] / 1e6) / (coded - first[0][0]), 2),
                 busy=round(sum(busy) / len(busy), 2), created_bytes=store()[0], in_use=store()[1],
             )  # fmt: skip
         ditic_stream.compress(source, folder / "ray.ditic", **settings)  # complete: a check that it is taken as done

@@ -153,7 +153,7 @@ def check_results(folder: Path, scenes: int) -> None:
         assert same(folder / f"out{number}.tif", folder / "one" / f"s{number}.tif")
 
 
-@pytest.mark.parametrize("large", [2**26, 600 * 540])
+@pytest.mark.parametrize("large", [2**26, pytest.param(600 * 540, marks=pytest.mark.slow)])
 def test_a_batch_ends_with_every_other_scene_whole_whatever_dies(
     nodes: Any, fake: None, tmp_path: Path, large: int
 ) -> None:
@@ -181,7 +181,7 @@ def test_a_batch_ends_with_every_other_scene_whole_whatever_dies(
 
 def test_a_killed_driver_leaves_a_batch_that_goes_on(nodes: Any, tmp_path: Path, ditic: Command) -> None:
     path = jobs_in(tmp_path, {"model": "tiny", **SIZE}, 2)
-    command = ("batch", path, "--workers", "2", "--ray-address", nodes.address)
+    command = ("batch", path, "--workers", "1", "--ray-address", nodes.address)
     driver = subprocess.Popen(
         [sys.executable, "-m", "ditic_stream", *map(str, command)], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
     )
@@ -265,15 +265,25 @@ def test_a_head_that_dies_ends_the_driver_in_time_and_a_new_one_goes_on(tmp_path
     check_results(tmp_path, 3)
 
 
+def patiently(what: Any) -> Any:
+    """None while the job server of a cluster that has just begun does not answer."""
+    try:
+        return what()
+    except (ConnectionError, RuntimeError):
+        return None
+
+
 @pytest.mark.slow
 def test_a_batch_runs_as_a_ray_job(tmp_path: Path) -> None:
     path = jobs_in(tmp_path, {"model": "tiny", **SIZE}, 1)
     from ray.job_submission import JobStatus, JobSubmissionClient
 
     with cluster(2, include_dashboard=True, dashboard_port=0) as made:
-        client = JobSubmissionClient(f"http://{made.head_node.webui_url}")
-        job = client.submit_job(entrypoint=f"{sys.executable} -m ditic_stream batch {path} --ray --workers 1")
-        status = wait_for(lambda: (found := client.get_job_status(job)).is_terminal() and found, 120)
+        client = wait_for(lambda: patiently(lambda: JobSubmissionClient(f"http://{made.head_node.webui_url}")))
+        entry = f"{sys.executable} -m ditic_stream batch {path} --ray --workers 1"
+        job = wait_for(lambda: patiently(lambda: client.submit_job(entrypoint=entry)))
+        ended = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
+        status = wait_for(lambda: (found := patiently(lambda: client.get_job_status(job))) in ended and found, 120)
         assert status == JobStatus.SUCCEEDED, client.get_job_logs(job)
         assert "2 of 3 jobs done" in client.get_job_logs(job) or "3 of 3 jobs done" in client.get_job_logs(job)
     check_results(tmp_path, 1)

@@ -27,7 +27,7 @@ from ditic_stream.workers._perform import PASSING, Outcome, RunJob, failed, is_t
 from ditic_stream.workers.jobs import Job, read_jobs, waves
 from ditic_stream.workers.journal import Journal, table, write_report
 
-LARGE = 2**26
+LARGE = 67 * 10**6
 """Pixels from which a scene is spread over the workers: less is done by one of them in seconds."""
 LARGE_AT_ONCE = 4
 """Large scenes in work at the same time on a cluster, so that the end of one does not leave workers idle."""

@@ -23,6 +23,9 @@ def batch(
     report: Annotated[Path | None, typer.Option(help="One JSON line a job (default: JOBS.report.jsonl).")] = None,
     workers: Workers = None,
     device: Device = "cpu",
+    large: Annotated[
+        int, typer.Option(min=1, help="Megapixels from which a scene is spread over the workers; below, one does it.")
+    ] = 67,
     ray: Ray = False,
     ray_address: RayAddress = None,
     gpu_share: Annotated[
@@ -64,6 +67,7 @@ def batch(
         progress = stack.enter_context(console.Progress("batch", quiet=quiet))
         result = found("batch", "ditic_stream.drivers")(
             jobs, workers=workers, device=device, executor=executor, journal=journal, report=report,
+            large=large * 10**6,
             progress=progress, on_outcome=show,
         )  # fmt: skip
     if as_json:
