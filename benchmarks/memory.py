@@ -2,6 +2,7 @@
 
     python benchmarks/memory.py --model tiny --size 8192            # routine: minutes
     python benchmarks/memory.py --model small --size 32768          # the promise: under 2 GB, flat in height
+    python benchmarks/memory.py --size 8192 --out out.cog.tif       # another output, such as out.ome.zarr
 
 A scene of SIZE columns is written by streaming at two heights (half of SIZE, and SIZE), each is compressed, verified
 and decompressed by the real command in a real process, and /proc/*/smaps_rollup is read several times a second.  Prints
@@ -91,7 +92,7 @@ def measured(command: list[str]) -> tuple[int, float]:
 
 def run(height: int, options: argparse.Namespace, folder: Path) -> list[dict[str, object]]:
     """Compress, verify and decompress one scene; a row of figures for each of the two measured commands."""
-    scene, archive, out = folder / "scene.tif", folder / "scene.ditic", folder / "out.tif"
+    scene, archive, out = folder / "scene.tif", folder / "scene.ditic", folder / options.out
     write_scene(scene, height, options.size)
     tool = [str(Path(sys.executable).with_name("ditic-stream"))]
     workers = ["--workers", str(options.workers)] if options.workers else []
@@ -107,12 +108,12 @@ def run(height: int, options: argparse.Namespace, folder: Path) -> list[dict[str
         print(json.dumps(row), flush=True)
         rows.append(row)
     subprocess.run([*tool, "verify", str(archive), "--quiet"], check=True)
-    with tifffile.TiffFile(out) as written:
-        if written.pages[0].shape != (height, options.size, 3):
-            sys.exit(f"decoded to {written.pages[0].shape}, not {(height, options.size, 3)}")
-    for leftover in (scene, out):
-        leftover.unlink()
-    shutil.rmtree(archive)
+    if out.suffix == ".tif":
+        with tifffile.TiffFile(out) as written:
+            if written.pages[0].shape != (height, options.size, 3):
+                sys.exit(f"decoded to {written.pages[0].shape}, not {(height, options.size, 3)}")
+    for leftover in (scene, archive, out):
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
     return rows
 
 
@@ -123,6 +124,7 @@ def main() -> None:
     parser.add_argument("--tile", type=int, default=1024)
     parser.add_argument("--workers", type=int, help="as in the command line: the cores by default")
     parser.add_argument("--limit", type=float, default=2.0, help="GB no peak may pass")
+    parser.add_argument("--out", default="out.tif", help="name of the output; its ending says the format")
     parser.add_argument("--folder", type=Path, help="where to work; needs about 8 bytes a pixel")
     options = parser.parse_args()
     if options.size % (2 * BLOCK) or options.size <= 0:

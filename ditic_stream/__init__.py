@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ditic_stream.compression import compress as compress
     from ditic_stream.geometry import Window as Window
     from ditic_stream.regions import decompress as decompress
-    from ditic_stream.regions import open_scene as open
+    from ditic_stream.scene import open_scene as open
 
 __version__ = "0.1.0"
 if not _path.isdir(_path.join(__path__[0], "schemas")):
@@ -33,7 +33,7 @@ _HOMES = {
     "compress": ("ditic_stream.compression", "compress"),
     "decompress": ("ditic_stream.regions", "decompress"),
     "errors": ("ditic_stream.errors", None),
-    "open": ("ditic_stream.regions", "open_scene"),
+    "open": ("ditic_stream.scene", "open_scene"),
 }
 __all__ = ["Window", "__version__", "compress", "decompress", "errors", "open"]
 

@@ -17,6 +17,7 @@ nodes see; every file in it appears whole or not at all, so a belt may be done t
 from __future__ import annotations
 
 import struct
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from numpy.typing import NDArray
 from ditic_stream._claim import discard, storing
 from ditic_stream._decoding import Damage, OnError, Progress, check_whole, finish
 from ditic_stream._output import Output, RowsCoder
+from ditic_stream._paths import Place, everywhere
 from ditic_stream._rendering import codec_of, decode_tile, render_window
 from ditic_stream._shared import Scratch
 from ditic_stream._store import write_object
@@ -36,7 +38,7 @@ from ditic_stream.archive import Archive, open_archive
 from ditic_stream.blend import Blender, fade_down, fade_of, windows_of
 from ditic_stream.executors import Executor, Note, one_thread
 from ditic_stream.geometry import TileKey, Window
-from ditic_stream.latents import Latent, LatentCache, assemble
+from ditic_stream.latents import Cells, Latent, assemble
 from ditic_stream.radiometry import Radiometry
 from ditic_stream.tiling import Grid
 
@@ -135,7 +137,7 @@ class Cut:
 class DecodeBelt:
     """The task of the workers: belts, and once all of them are done, seams."""
 
-    archive: str
+    archive: Place
     device: str
     fill: bool
     cut: Cut
@@ -233,7 +235,7 @@ class _Work:
                 damage.tiles[key] = decoded.damage
             return latent
 
-        latents = LatentCache(load, limit=LATENT_BYTES)
+        latents = _Latents(load)
         for key in (TileKey(row, col) for row in rows for col in cols):
             self._note(key)
             cells = assemble(grid, key, latents)
@@ -268,6 +270,25 @@ class _Work:
                 yield np.ascontiguousarray(plane).tobytes()
 
         write_object(Path(self._task.spool), f"{name}.npy", pieces())
+
+
+class _Latents:
+    """The latents used last, up to LATENT_BYTES; `load` makes those that are not here."""
+
+    def __init__(self, load: Callable[[TileKey], Latent]) -> None:
+        self._load, self._bytes = load, 0
+        self._kept: OrderedDict[TileKey, Cells] = OrderedDict()
+
+    def __call__(self, key: TileKey) -> Cells:
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key]
+        latent = self._load(key)
+        cells = self._kept[key] = Cells(latent.values, latent.scales)
+        self._bytes += cells.nbytes
+        while self._bytes > LATENT_BYTES and len(self._kept) > 1:
+            self._bytes -= self._kept.popitem(last=False)[1].nbytes
+        return cells
 
 
 class _Blocks:
@@ -343,7 +364,7 @@ def decode_apart(
     cut = Cut(grid=archive.grid, window=window, block=output.block)
     spool = output.path.absolute().with_name(f".{output.path.name}.spool")
     task = DecodeBelt(
-        archive=str(archive.path.absolute()), device=device, fill=on_error == "fill", cut=cut, coder=output.coder(),
+        archive=everywhere(archive.path), device=device, fill=on_error == "fill", cut=cut, coder=output.coder(),
         spool=str(spool),
     )  # fmt: skip
     belts = cut.belts(executor.workers)

@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ditic_stream._lock import hold, release
+from ditic_stream._paths import Place, Uri
 from ditic_stream._store import PARTIAL, sync_folder
 from ditic_stream.errors import ConfigError, DiticError, StorageError
 
@@ -91,8 +92,12 @@ class Claim:
             )
 
 
-def keep_apart(target: Path, source: Path) -> None:
+def keep_apart(target: Place, source: Place) -> None:
     """Raise ConfigError when writing `target` would change `source`, from which it is made."""
+    if isinstance(target, Uri) or isinstance(source, Uri):
+        if target == source:
+            raise ConfigError(f"{target} is what it is to be made from; choose another name")
+        return
     try:
         same = os.path.samefile(target, source)
     except OSError:

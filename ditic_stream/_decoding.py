@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -37,6 +38,8 @@ BELOW_BYTES = 2**27
 """The same for the zones that blend with the next row of windows."""
 WINDOWS_AHEAD = 3
 """Jobs a worker may be ahead of the blending; a rendered window is 16 MB at 1024 pixels."""
+LOOKED_UP = 64
+"""Shards whose indexes are asked for at a time."""
 FLOAT = 4
 Pixels = NDArray[Any]
 Uint8 = NDArray[np.uint8]
@@ -89,11 +92,17 @@ def check_whole(archive: Archive, on_error: OnError, window: Window | None = Non
         return
     grid, side = archive.grid, archive.grid.shard
     rows, cols = tiles_read(grid, *windows_of(grid, window))
-    for row in range(rows[0] // side, rows[-1] // side + 1):
-        for col in range(cols[0] // side, cols[-1] // side + 1):
-            reader = archive.shard(TileKey(row, col))
+    shards = (
+        TileKey(row, col)
+        for row in range(rows[0] // side, rows[-1] // side + 1)
+        for col in range(cols[0] // side, cols[-1] // side + 1)
+    )
+    while some := list(islice(shards, LOOKED_UP)):
+        archive.look_up(some)
+        for shard in some:
+            reader = archive.shard(shard)
             there = reader.has_room()
-            for key in grid.tiles_of(reader.shard) if not there or row == rows[0] // side else ():
+            for key in grid.tiles_of(shard) if not there or shard.row == rows[0] // side else ():
                 if key.row in rows and key.col in cols and (not there or key.row == rows[0]):
                     reader.check(key)
 
@@ -154,7 +163,7 @@ def _rendered(
     slots.resize(in_flight * slot_bytes)
     free, empty = list(range(in_flight)), set[TileKey]()
     task = Rendering(
-        archive=str(archive.path),
+        archive=archive.path,
         device=device,
         fill=fill,
         depth=spool_depth(grid, cols, in_flight),
@@ -207,17 +216,23 @@ def _planes(archive: Archive, window: Window, damage: Damage | None) -> Uint8:
         for col in range(window.col // tile, (window.col_end - 1) // tile + 1):
             key = TileKey(row, col)
             part = archive.grid.core(key).intersect(window)
-            into = planes[(slice(None), *part.slices(window))]
-            try:
-                with naming(key):
-                    found = archive.mask(part)
-                into[...] = 0 if found is None else found
-            except DAMAGE as error:
-                if damage is None:
-                    raise
-                damage.tiles.setdefault(key, error.message)
-                into[...] = _all_valid(archive)
+            planes[(slice(None), *part.slices(window))] = planes_of_tile(archive, key, damage, part)
     return planes
+
+
+def planes_of_tile(archive: Archive, key: TileKey, damage: Damage | None, part: Window | None = None) -> Uint8:
+    """The mask planes of a tile's core or of a part of it, (planes, rows, columns); `damage` as for `finish`."""
+    part = part or archive.grid.core(key)
+    try:
+        with naming(key):
+            found = archive.mask(part)
+        return np.zeros((0, *part.shape), np.uint8) if found is None else found
+    except DAMAGE as error:
+        if damage is None:
+            raise
+        damage.tiles.setdefault(key, error.message)
+        valid = _all_valid(archive)
+        return np.broadcast_to(valid, (len(valid), *part.shape)).copy()
 
 
 def _all_valid(archive: Archive) -> Uint8:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ditic_stream._paths import Place
 from ditic_stream._shard import pack_mask
 from ditic_stream.archive import PREVIEW_SCALE, ShardWriter
 from ditic_stream.bitstream import CODED, EMPTY, Record, pack_record
@@ -78,9 +79,9 @@ class Describe:
 class EncodeShard:
     """The task of the workers: code the tiles of a shard and write it.  Small; pixels stay in the worker."""
 
-    source: str
+    source: Place
     expand_palette: bool
-    archive: str | None
+    archive: Place | None
     """None codes single tiles and writes nothing: a dry run."""
     manifest: Manifest
     model: str
@@ -93,7 +94,12 @@ class EncodeShard:
 
         manifest = self.manifest
         codec = loaded(load_codec, self.model, self.device)
-        with one_thread(), open_source(self.source, expand_palette=self.expand_palette, checked=True) as source:
+        with (
+            one_thread(),
+            open_source(
+                self.source, expand_palette=self.expand_palette, checked=True, etag=manifest.source.etag
+            ) as source,
+        ):
             image = manifest.image
             coder = TileCoder(
                 source=source,

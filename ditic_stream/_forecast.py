@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ditic_stream._encoding import TileCoder
+from ditic_stream._paths import Place
 from ditic_stream._shard import SEAL_BYTES, index_bytes
 from ditic_stream.bitstream import HEADER_BYTES
 from ditic_stream.config import Q_MAX, QUALITY_MAX, QUALITY_MIN, GridConfig, q_of_quality
@@ -80,7 +81,7 @@ class Probed:
 class CodeWindows:
     """A task: code windows of a scene, and write nothing."""
 
-    source: str
+    source: Place
     expand_palette: bool
     manifest: Manifest
     model: str
@@ -92,7 +93,12 @@ class CodeWindows:
 
         manifest = self.manifest
         codec = load_codec(self.model, device=self.device)
-        with one_thread(), open_source(self.source, expand_palette=self.expand_palette, checked=True) as source:
+        with (
+            one_thread(),
+            open_source(
+                self.source, expand_palette=self.expand_palette, checked=True, etag=manifest.source.etag
+            ) as source,
+        ):
             coder = TileCoder(
                 source=source,
                 codec=codec,

@@ -14,7 +14,7 @@ import re
 import struct
 from collections.abc import Iterator
 
-from ditic_stream._tiff_tags import MemoryFile, Readable
+from ditic_stream._files import MemoryFile, Readable
 from ditic_stream.errors import SourceError
 
 MAX_SEGMENTS = 2**20

@@ -11,12 +11,13 @@ they are a few lines of JSON, written here so that their bytes repeat and `info`
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
-from ditic_stream._store import GROUP, Store
+from ditic_stream._paths import Place
+from ditic_stream._store import GROUP, OPENING_BYTES, Store
 from ditic_stream.errors import FormatError, SourceError
 from ditic_stream.geometry import TileKey
 from ditic_stream.manifest import KEY, MAX_MANIFEST, Manifest, canonical_json, parse_json
@@ -96,6 +97,13 @@ class Layout:
         """The objects one shard has, the one that says it is whole last."""
         return [*([self.mask(shard)] if self.planes else []), self.preview(shard), self.records(shard)]
 
+    def names(self) -> Iterator[str]:
+        """The names of all objects of a whole archive."""
+        yield GROUP
+        yield from self.arrays(0)
+        for shard in self.grid.shards():
+            yield from self.objects(shard)
+
     def shard_of(self, name: str) -> TileKey | None:
         """The shard an object belongs to; None for those of no shard of this archive."""
         parts = name.split("/")
@@ -166,11 +174,12 @@ def _sharding(chunk: list[int], codecs: list[Json]) -> Json:
     }
 
 
-def read_manifest(store: Store, path: Path) -> tuple[Manifest, Json]:
+def read_manifest(store: Store, path: Place) -> tuple[Manifest, Json]:
     """The manifest of the archive in `store`, and all attributes of its group as stored.
 
     path: for messages.  Raises SourceError when there is no archive, FormatError when it cannot be trusted.
     """
+    store.fetch([(GROUP, 0, OPENING_BYTES)])
     size = store.size(GROUP)
     if size is None:
         raise SourceError(f"{path} has no {GROUP}: it is not an archive, or its writing never began")

@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ditic_stream._files import MemoryFile, Readable
 from ditic_stream._jpeg import check_codes, end_of
 from ditic_stream._tiff_tags import (
     MAX_FIELD_BYTES,
-    MemoryFile,
-    Readable,
     branches_to_json,
     fields_to_json,
     raw_field,

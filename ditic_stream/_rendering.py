@@ -10,17 +10,20 @@ alone keeps a window behind the tiles it reads (`schedule`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ditic_stream._paths import Place
 from ditic_stream.archive import Archive, open_archive
-from ditic_stream.bitstream import EMPTY
+from ditic_stream.bitstream import EMPTY, Record
 from ditic_stream.errors import (
     DesyncError,
     FormatError,
@@ -139,7 +142,7 @@ def spool_depth(grid: Grid, cols: range, distance: int) -> int:
 class Rendering:
     """The task of the workers: DecodeTile and RenderWindow jobs of one archive."""
 
-    archive: str
+    archive: Place
     device: str
     fill: bool
     """Go on after damage, with zero latents."""
@@ -151,7 +154,7 @@ class Rendering:
 
     @contextmanager
     def open(self, note: Note) -> Iterator[Callable[[Job], Decoded | None]]:
-        with open_archive(Path(self.archive)) as archive:
+        with open_archive(self.archive) as archive:
             codec = codec_of(archive.manifest, self.device)
             groups = groups_of(archive.manifest)
             channels = codec.zero_latent(1, 1, 1).values.shape[1]
@@ -173,17 +176,36 @@ class Rendering:
                 yield run
 
 
+_elsewhere: WeakValueDictionary[tuple[str, str], TileCodec] = WeakValueDictionary()
+"""Codecs on other devices: shared while somebody holds one, and gone with the last, since their memory is scarce."""
+_opening = Lock()
+
+
 def codec_of(manifest: Manifest, device: str) -> TileCodec:
     """The codec an archive names; WeightsError when the weights at hand are others."""
     from ditic_stream.codec import load_codec
 
-    codec: TileCodec = loaded(load_codec, manifest.model.name, device)
+    name = manifest.model.name
+    with _opening:
+        if device == "cpu":
+            codec: TileCodec = loaded(load_codec, name, device)
+        else:
+            found = _elsewhere.get((name, device))
+            codec = found if found is not None else load_codec(name, device=device)
+            _elsewhere[name, device] = codec
     if codec.info.weights != manifest.model.weights:
         raise WeightsError(
             f"the archive needs weights {manifest.model.weights[:16]}... of {manifest.model.name}, this release has "
             f"{codec.info.weights[:16]}...; import the ones it names with `ditic-stream models import`"
         )
     return codec
+
+
+def release_memory(device: str) -> None:
+    """Give a device the memory back that torch keeps of codecs that are gone."""
+    torch = sys.modules.get("torch")
+    if torch is not None and device.startswith("cuda"):
+        torch.cuda.empty_cache()
 
 
 def groups_of(manifest: Manifest) -> int:
@@ -206,6 +228,51 @@ def decode_tile(archive: Archive, codec: TileCodec, key: TileKey, *, fill: bool)
             raise
         zero = codec.zero_latent(groups, core.height, core.width)
         return zero, Decoded(key, damage=error.message)
+
+
+def decode_tiles(
+    archive: Archive, codec: TileCodec, keys: Sequence[TileKey], *, fill: bool, coarse: bool = False
+) -> list[tuple[Latent, Decoded] | Exception]:
+    """What `decode_tile` gives for each key, or the error it raises; those of one size are decoded together.
+
+    coarse: the leading channels alone (codecs that have a readout).
+    """
+    manifest, groups, grid = archive.manifest, groups_of(archive.manifest), archive.grid
+    found: dict[TileKey, tuple[Latent, Decoded] | Exception] = {}
+    sizes: dict[tuple[int, int], list[tuple[TileKey, Record]]] = {}
+    many = getattr(codec, "decode_many", None)  # a codec may have no such way
+    for key in keys:
+        shape = grid.latent_core(key).shape
+        try:
+            with naming(key):
+                record = archive.record(key)
+            if record.kind != EMPTY and many is not None:
+                sizes.setdefault(shape, []).append((key, record))
+                continue
+        except DAMAGE:
+            pass  # said below, with all else that is not decoded together
+        found[key] = _alone(archive, codec, key, fill, coarse)
+    for (height, width), some in sizes.items():
+        try:
+            assert many is not None
+            latents = many([record for _, record in some], groups, height, width, manifest.q, coarse=coarse)
+            found |= {key: (latent, Decoded(key)) for (key, _), latent in zip(some, latents, strict=True)}
+        except DAMAGE:  # of one of them
+            found |= {key: _alone(archive, codec, key, fill, coarse) for key, _ in some}
+    return [found[key] for key in keys]
+
+
+def _alone(
+    archive: Archive, codec: TileCodec, key: TileKey, fill: bool, coarse: bool
+) -> tuple[Latent, Decoded] | Exception:
+    try:
+        latent, decoded = decode_tile(archive, codec, key, fill=fill)
+    except Exception as error:
+        return error
+    if coarse:
+        channels = len(codec.coarse_gain(archive.manifest.q))
+        latent = Cells(latent.values[:, :channels], latent.scales[:, :channels])
+    return latent, decoded
 
 
 def render_window(archive: Archive, codec: TileCodec, key: TileKey, cells: Cells) -> Pixels:

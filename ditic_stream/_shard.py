@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ditic_stream._layout import ZSTD_LEVEL, Layout
-from ditic_stream._store import Store
+from ditic_stream._store import NamedRange, Store
 from ditic_stream.bitstream import EMPTY_BYTES, MAX_RECORD, Record, crc32c, record_length, unpack_record
 from ditic_stream.errors import ChecksumError, ConfigError, DiticError, FormatError, MissingTileError, naming
 from ditic_stream.geometry import TileKey
@@ -192,11 +192,41 @@ class ShardReader:
         assert span is not None
         return self._get(self.layout.records(self.shard), *span)
 
+    def index_ranges(self) -> list[NamedRange]:
+        """What to fetch before the place of any record is known; nothing once it is."""
+        size = index_bytes(self.layout.grid.shard**2)
+        return [] if self._records is not None else [(self.layout.records(self.shard), -size, size)]
+
+    def mask_ranges(self, wanted: bool = True) -> list[NamedRange]:
+        """What to fetch before masks are read, if they are `wanted`; nothing once their seal was looked at.
+
+        Mask and preview as a whole, since the seal is over both.
+        """
+        if not wanted or self._foreign is not None:
+            return []
+        mask, preview, records = self.layout.objects(self.shard)
+        return [(mask, 0, None), (preview, 0, None), (records, 0, SEAL_BYTES)]
+
+    def record_range(self, key: TileKey) -> tuple[str, int, int] | None:
+        """Where a tile's record lies, None when it is lost or its index cannot be read."""
+        try:
+            span = self._record_spans()[self.layout.slot(key)]
+        except (FormatError, MissingTileError):
+            return None
+        return None if span is None else (self.layout.records(self.shard), *span)
+
     def check(self, key: TileKey) -> None:
         """MissingTileError when a tile has no record, by the index alone."""
         with naming(key):
             if self._record_spans()[self.layout.slot(key)] is None:
                 raise MissingTileError("its record is missing; compress the scene again to add it")
+
+    def record_size(self, key: TileKey) -> int:
+        """Bytes of a tile's record, by the index alone.  MissingTileError if lost."""
+        self.check(key)
+        span = self._record_spans()[self.layout.slot(key)]
+        assert span is not None
+        return span[1]
 
     def has_room(self) -> bool:
         """True when the object of the records is there and is long enough to hold one for each tile."""

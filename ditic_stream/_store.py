@@ -20,6 +20,8 @@ PARTIAL = ".partial"
 LOCK = ".lock"
 GROUP = "zarr.json"
 """Name of the metadata of the archive and, in their folders, of its arrays."""
+OPENING_BYTES = 2**20
+"""What is asked for of a manifest that is far away, before its size is known: more than any has."""
 OBJECT = re.compile(r"((records|mask|preview)/)?zarr\.json|(records|mask|preview)/c/\d{1,8}/\d{1,8}/\d{1,8}")
 """What the name of every object of an archive looks like; other files in the folder are left alone."""
 LEFTOVER = re.compile(rf"({OBJECT.pattern})\.\d+\.partial|(records|mask|preview)\.partial")
@@ -29,6 +31,9 @@ OWN = re.compile(
     r"|(records|mask|preview)(\.partial)?(/c(/\d{1,8}(/\d{1,8}(/\d{1,8}(\.\d+\.partial)?)?)?)?)?"
 )
 """Whatever a run may have made in the folder of an archive, folders too; the rest is a user's."""
+
+NamedRange = tuple[str, int, int | None]
+"""Name of an object, offset (below zero: counted from the end) and length (None: to the end), bytes."""
 
 
 class Store(Protocol):
@@ -40,8 +45,17 @@ class Store(Protocol):
     def get(self, name: str, start: int, length: int) -> bytes:
         """`length` bytes from `start`; FormatError when the object is shorter, KeyError when there is none."""
 
+    def fetch(self, ranges: Iterable[NamedRange]) -> None:
+        """Say what will be read next: a store that is far away brings it near, in one round of requests.
+
+        What is not there, or is shorter, is left to `get` to name.
+        """
+
     def names(self) -> Iterator[str]:
         """The names of all objects of an archive, sorted; what else lies there is not looked at."""
+
+    def promise(self, names: Iterable[str]) -> None:
+        """Say which objects a whole archive has, for a store that cannot list its own."""
 
     def close(self) -> None: ...
 
@@ -79,12 +93,18 @@ class FolderStore:
             except OSError as error:
                 raise SourceError(f"cannot read {name} in {self.root}: {error.strerror}") from error
 
+    def fetch(self, ranges: Iterable[NamedRange]) -> None:
+        pass  # it is near
+
     def names(self) -> Iterator[str]:
         found = []
         for folder, _, files in os.walk(self.root):
             inner = Path(folder).relative_to(self.root)
             found += [(inner / file).as_posix() for file in files]
         return iter(sorted(name for name in found if OBJECT.fullmatch(name)))
+
+    def promise(self, names: Iterable[str]) -> None:
+        pass
 
     def close(self) -> None:
         return None

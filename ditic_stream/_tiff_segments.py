@@ -10,6 +10,7 @@ from __future__ import annotations
 import tempfile
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
 from typing import IO, Any
 
 import numpy as np
@@ -23,6 +24,8 @@ from ditic_stream.geometry import Window
 Array = npt.NDArray[Any]
 CACHE_BYTES = 2**26
 """Decoded segments held in memory by one reader, 64 MB; a window of 1024 in tiles of 512 takes a few."""
+FETCHED_BYTES = 2**25
+"""Most bytes of a file far away that are asked for at once."""
 SPOOL_BYTES = 2**31
 """Decoded strips held in a temporary file, 2 GB: a row of tiles of 1024 pixels of the widest ordinary scene."""
 
@@ -39,6 +42,8 @@ class TiffRaster:
     def read(self, window: Window) -> Array:
         """Pixels (samples, rows, columns) of `window`; SourceError when a segment it touches is damaged."""
         layout = self.layout
+        if layout.ifd.file.far:
+            self._fetch(window)
         out = np.empty((layout.samples, window.height, window.width), layout.dtype)
         for plane in range(layout.samples if layout.planar else 1):
             target = out[plane : plane + 1] if layout.planar else out
@@ -50,12 +55,37 @@ class TiffRaster:
     def close(self) -> None:
         self._cache.close()
 
+    def _fetch(self, window: Window) -> None:
+        """Ask at once for what a window reads of the file, up to FETCHED_BYTES; the rest comes as it is read."""
+        layout, wanted, left = self.layout, list[tuple[int, int]](), FETCHED_BYTES
+        for plane in range(layout.samples if layout.planar else 1):
+            for row in range(window.row // layout.segment_height, -(-window.row_end // layout.segment_height)):
+                for col in range(window.col // layout.segment_width, -(-window.col_end // layout.segment_width)):
+                    index = (plane * layout.down + row) * layout.across + col
+                    count = int(layout.counts[index])
+                    if not count:
+                        continue
+                    part = self._frame(row, col).intersect(window)
+                    if layout.raw:
+                        ranges = list(self._raw_ranges(index, part.slices(self._frame(row, col))))
+                    else:
+                        with self._lock:
+                            held = self._cache.get(index) is not None
+                        ranges = [] if held else [(int(layout.offsets[index]), count)]
+                    left -= sum(size for _, size in ranges)
+                    if left < 0:
+                        break
+                    wanted += ranges
+        layout.ifd.file.fetch(wanted)
+
+    def _frame(self, row: int, col: int) -> Window:
+        """The pixels a segment owns, beyond the picture's edge too."""
+        high, wide = self.layout.segment_height, self.layout.segment_width
+        return Window(row=row * high, col=col * wide, height=high, width=wide)
+
     def _paste(self, target: Array, window: Window, plane: int, row: int, col: int) -> None:
         layout = self.layout
-        frame = Window(
-            row=row * layout.segment_height, col=col * layout.segment_width,
-            height=layout.segment_height, width=layout.segment_width,
-        )  # fmt: skip
+        frame = self._frame(row, col)
         part = frame.intersect(window)
         inside = target[(slice(None), *part.slices(window))]
         index = (plane * layout.down + row) * layout.across + col
@@ -89,20 +119,34 @@ class TiffRaster:
         """Copy a rectangle of an uncompressed segment from the file: whole rows at once, or row by row if narrow."""
         layout, (rows, cols) = self.layout, where
         dtype = np.dtype(layout.dtype).newbyteorder(layout.ifd.order)
-        pixel = layout.segment_samples * dtype.itemsize
+        count, width = rows.stop - rows.start, cols.stop - cols.start
+        ranges = self._raw_ranges(index, where)
+        if width * 4 >= layout.segment_width:
+            first = 0
+            for offset, size in ranges:
+                many = size // layout.row_bytes
+                block = np.frombuffer(self._exactly(offset, size), dtype)
+                block = block.reshape(many, layout.segment_width, layout.segment_samples)
+                target[:, first : first + many] = block[:, cols].transpose(2, 0, 1)
+                first += many
+            return
+        for row, (offset, size) in zip(range(count), ranges, strict=True):
+            data = self._exactly(offset, size)
+            target[:, row] = np.frombuffer(data, dtype).reshape(width, layout.segment_samples).T
+
+    def _raw_ranges(self, index: int, where: tuple[slice, slice]) -> Iterator[tuple[int, int]]:
+        """What a rectangle of an uncompressed segment takes of the file: whole rows, 16 MB at a time, or parts."""
+        layout, (rows, cols) = self.layout, where
+        pixel = layout.segment_samples * np.dtype(layout.dtype).itemsize
         count, width = rows.stop - rows.start, cols.stop - cols.start
         start = int(layout.offsets[index]) + rows.start * layout.row_bytes
         if width * 4 >= layout.segment_width:
-            chunk = max(1, 2**24 // layout.row_bytes)  # 16 MB at a time
+            chunk = max(1, 2**24 // layout.row_bytes)
             for first in range(0, count, chunk):
-                many = min(chunk, count - first)
-                data = self._exactly(start + first * layout.row_bytes, many * layout.row_bytes)
-                block = np.frombuffer(data, dtype).reshape(many, layout.segment_width, layout.segment_samples)
-                target[:, first : first + many] = block[:, cols].transpose(2, 0, 1)
-            return
-        for row in range(count):
-            data = self._exactly(start + row * layout.row_bytes + cols.start * pixel, width * pixel)
-            target[:, row] = np.frombuffer(data, dtype).reshape(width, layout.segment_samples).T
+                yield start + first * layout.row_bytes, min(chunk, count - first) * layout.row_bytes
+        else:
+            for row in range(count):
+                yield start + row * layout.row_bytes + cols.start * pixel, width * pixel
 
     def _exactly(self, offset: int, size: int) -> bytes:
         data = self.layout.ifd.file.read_at(offset, size)

@@ -12,15 +12,14 @@ from __future__ import annotations
 import base64
 import binascii
 import math
-import os
 import struct
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from ditic_stream._files import Readable
 from ditic_stream.errors import FormatError, SourceError
 
 MAX_IFDS = 4096
@@ -53,61 +52,6 @@ BRANCHES = {"exif": 34665, "gps": 34853}
 """Directories that are kept beside the picture's own, and the fields that point at them."""
 POINTERS = frozenset([*BRANCHES.values(), 40965, 330])
 """Fields that point at further directories: their value means nothing in another file."""
-
-
-class Readable(Protocol):
-    """What is read from: bytes at an offset, fewer only where the file ends."""
-
-    size: int
-
-    def read_at(self, offset: int, size: int) -> bytes: ...
-
-    def close(self) -> None: ...
-
-
-class MemoryFile:
-    """Bytes in memory, read like a file: the EXIF block of a picture."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data, self.size = data, len(data)
-
-    def read_at(self, offset: int, size: int) -> bytes:
-        return self._data[offset : offset + size]
-
-    def close(self) -> None:
-        pass
-
-
-class LocalFile:
-    """A local file read at offsets, without a shared position, so that threads do not disturb one another."""
-
-    def __init__(self, path: Path) -> None:
-        if not path.is_file():
-            raise SourceError(f"{path} {'is not a file' if path.exists() else 'does not exist'}; name a picture file")
-        try:
-            self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-        except OSError as error:
-            raise SourceError(f"{path} cannot be opened: {error.strerror}") from error
-        self.size = os.fstat(self._fd).st_size
-
-    def read_at(self, offset: int, size: int) -> bytes:
-        parts: list[bytes] = []
-        size = min(size, self.size - offset)  # room is made for what is asked, and what is asked may be hostile
-        while size > 0 and offset >= 0:
-            try:
-                part = os.pread(self._fd, size, offset)
-            except OSError as error:
-                raise SourceError(f"reading {size} bytes at {offset} failed: {error.strerror}") from error
-            if not part:
-                break
-            parts.append(part)
-            offset, size = offset + len(part), size - len(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
-
-    def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """Write an archive: begin or resume it under a lock, put its shards there one by one, finish it.
 
-In: a manifest; the records, masks and preview of each shard.  Out: the objects of an archive folder.
+In: a manifest; the records, masks and preview of each shard.  Out: the objects of an archive, at its Destination.
 Knows resume and the order of writing; knows nothing of pixels or symbols.  `archive` is the door to it.
 
     zarr.json, not complete -> per shard: mask, preview, then records -> zarr.json of the arrays -> zarr.json, complete
@@ -11,19 +11,18 @@ the shard it hit.
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from itertools import islice
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, Self
 
-from ditic_stream import _lock
+from ditic_stream._destination import destination_of
 from ditic_stream._layout import Layout, read_manifest
+from ditic_stream._paths import Name, Place, place_of
 from ditic_stream._shard import ShardReader, checked_array, pack_chunks, pack_mask, pack_preview, seal
-from ditic_stream._store import GROUP, LEFTOVER, LOCK, OWN, PARTIAL, FolderStore, write_object
+from ditic_stream._store import GROUP, Store
 from ditic_stream.bitstream import unpack_record
-from ditic_stream.errors import ConfigError, FormatError, MissingTileError, StorageError
+from ditic_stream.errors import ConfigError, FormatError, MissingTileError
 from ditic_stream.geometry import TileKey
 from ditic_stream.manifest import Manifest
 from ditic_stream.tiling import Grid
@@ -31,8 +30,9 @@ from ditic_stream.tiling import Grid
 if TYPE_CHECKING:
     from ditic_stream._shard import Uint8
 
-OBJECTS = ("records", "mask", "preview")
-"""Folders of an archive; the records come first, since a shard without them is not there."""
+
+LOOKED_UP = 64
+"""Shards whose indexes are asked for at a time."""
 
 
 class ShardBytes(NamedTuple):
@@ -49,8 +49,9 @@ class ShardWriter:
     A shard has one owner at a time.  Writing it again gives the same bytes, so a task may run twice.
     """
 
-    def __init__(self, path: str | Path, manifest: Manifest) -> None:
-        self.path = Path(path)
+    def __init__(self, path: Name, manifest: Manifest) -> None:
+        self.path = place_of(path)
+        self._at = destination_of(self.path)
         self.manifest = manifest
         self.layout = Layout(manifest)
 
@@ -99,15 +100,19 @@ class ShardWriter:
         preview = checked_array("preview", preview, layout.preview_part(shard), shard)
         small = pack_preview(preview, layout)
         pieces = pack_chunks([records[tiles[place]] if place in tiles else None for place in places], seal(mask, small))
-        mask_bytes = write_object(self.path, layout.mask(shard), mask) if masks is not None else 0
-        preview_bytes = write_object(self.path, layout.preview(shard), [small])
-        return ShardBytes(write_object(self.path, layout.records(shard), pieces), mask_bytes, preview_bytes)
+        mask_bytes = self._at.write(layout.mask(shard), mask) if masks is not None else 0
+        preview_bytes = self._at.write(layout.preview(shard), [small])
+        return ShardBytes(self._at.write(layout.records(shard), pieces), mask_bytes, preview_bytes)
 
-    def done(self, shard: TileKey) -> bool:
-        """True when all objects of a shard are there and whole: nothing of it needs to be coded again."""
-        store = FolderStore(self.path)
+    def done(self, shard: TileKey, store: Store | None = None) -> bool:
+        """True when all objects of a shard are there and whole: nothing of it needs to be coded again.
+
+        store: what was there at some moment, for those who ask of many shards.
+        """
+        store = store or self._at.store()
         if any(store.size(name) is None for name in self.layout.objects(shard)):
             return False
+        store.fetch((name, 0, None) for name in self.layout.objects(shard))
         return next(ShardReader(store, self.layout, shard).problems(), None) is None
 
     def _packed(self, key: TileKey, found: Uint8 | Sequence[bytes | None]) -> Sequence[bytes | None]:
@@ -122,12 +127,11 @@ class ShardWriter:
 class ArchiveWriter(ShardWriter):
     """The one writer that holds an archive's lock; a context manager."""
 
-    def __init__(self, path: Path, manifest: Manifest, *, overwrite: bool = False) -> None:
+    def __init__(self, path: Place, manifest: Manifest, *, overwrite: bool = False) -> None:
         super().__init__(path, Manifest.from_json(manifest.to_json(), manifest.attributes))  # checks it whole
         if self.manifest.complete:
             raise ConfigError("a new archive is not complete; give a manifest with complete=False")
-        _check_place(path)
-        self._lock: int | None = _make_and_hold(path)
+        self._at.begin()
         try:
             self._begin(overwrite)
         except BaseException:
@@ -136,15 +140,20 @@ class ArchiveWriter(ShardWriter):
 
     def todo(self) -> Iterator[TileKey]:
         """The shards still to be written, row-major.  Reads what is there to be sure of it."""
-        return (shard for shard in self.grid.shards() if not self.done(shard))
+        store = self._at.store()
+        return (shard for shard in self.grid.shards() if not self.done(shard, store))
 
     def finish(self) -> None:
         """Write the arrays' metadata, then the manifest with `complete`; release the lock.
 
         Raises MissingTileError, naming a tile, when a shard is not whole yet.
         """
-        store, cap = FolderStore(self.path), 0
-        for shard in self.grid.shards():
+        store, cap = self._at.store(), 0
+        for place, shard in enumerate(self.grid.shards()):
+            if place % LOOKED_UP == 0:
+                some = islice(self.grid.shards(), place, place + LOOKED_UP)
+                readers = (ShardReader(store, self.layout, one) for one in some)
+                store.fetch(one for reader in readers for one in reader.index_ranges())
             for name in self.layout.objects(shard):
                 if store.size(name) is None:
                     first = next(self.grid.tiles_of(shard))
@@ -153,18 +162,16 @@ class ArchiveWriter(ShardWriter):
                     )
             cap = max(cap, ShardReader(store, self.layout, shard).longest())
         for name, document in self.layout.arrays(cap).items():
-            write_object(self.path, name, [document])
+            self._at.write(name, [document])
         self.manifest = self.manifest.finished()
         self.layout = Layout(self.manifest)
-        _sweep(self.path)
-        write_object(self.path, GROUP, [self.layout.group()])
+        self._at.sweep()
+        self._at.write(GROUP, [self.layout.group()])
         self.close()
 
     def close(self) -> None:
         """Release the lock.  An archive that is not finished stays resumable."""
-        if self._lock is not None:
-            _lock.release(self.path / LOCK, self._lock)
-            self._lock = None
+        self._at.release()
 
     def __enter__(self) -> Self:
         return self
@@ -175,91 +182,32 @@ class ArchiveWriter(ShardWriter):
         self.close()
 
     def _begin(self, overwrite: bool) -> None:
-        store = FolderStore(self.path)
-        if store.size(GROUP) is not None:
-            try:
-                found = read_manifest(store, self.path)[0]
-            except FormatError:
-                if not overwrite:
-                    raise
-                found = None
-            if found is not None and found.complete and not overwrite:
-                raise ConfigError(f"{self.path} is a complete archive; choose another name or overwrite it")
-            differences = found.differences(self.manifest) if found is not None else ["manifest"]
-            if found is not None and not found.complete and not differences:
-                _sweep(self.path)
-                return
+        store = self._at.store()
+        if store.size(GROUP) is None:
+            self._at.create(GROUP, self.layout.group())
+            self._at.sweep()
+            return
+        try:
+            found = read_manifest(store, self.path)[0]
+        except FormatError:
             if not overwrite:
-                raise ConfigError(
-                    f"{self.path} was begun with other settings: {', '.join(differences)}; use them, or overwrite it"
-                )
-            _set_aside(self.path)
-        write_object(self.path, GROUP, [self.layout.group()])
-        _sweep(self.path)
+                raise
+            found = None
+        if found is not None and found.complete and not overwrite:
+            raise ConfigError(f"{self.path} is a complete archive; choose another name or overwrite it")
+        differences = found.differences(self.manifest) if found is not None else ["manifest"]
+        if found is not None and not found.complete and not differences:
+            self._at.sweep()
+            return
+        if not overwrite:
+            raise ConfigError(
+                f"{self.path} was begun with other settings: {', '.join(differences)}; use them, or overwrite it"
+            )
+        self._at.set_aside()
+        self._at.write(GROUP, [self.layout.group()])
+        self._at.sweep()
 
 
-def _make_and_hold(path: Path) -> int:
-    """Make the folder of an archive and hold its lock."""
-    while True:
-        try:
-            path.mkdir(exist_ok=True)
-        except OSError as error:
-            raise StorageError(
-                f"cannot make the folder {path}: {error.strerror}; make room or fix the permissions, "
-                "then run the same command again"
-            ) from error
-        try:
-            return _lock.hold(path / LOCK, path)
-        except StorageError:
-            if path.is_dir():
-                raise  # else the run that held it has packed it just now and taken it away
-
-
-def _check_place(path: Path) -> None:
-    """Refuse to write where anything lies that no archive has: `overwrite` must not take a user's folder away."""
-    if path.exists() and not path.is_dir():
-        raise ConfigError(f"{path} is a file; choose another name")
-    if not path.is_dir():
-        if not path.parent.is_dir():
-            raise ConfigError(f"{path.parent} is not a folder; make it first")
-        return
-    for folder, folders, files in os.walk(path):
-        inner = Path(folder).relative_to(path)
-        for name in sorted((inner / one).as_posix() for one in [*folders, *files]):
-            if not OWN.fullmatch(name):
-                raise ConfigError(f"{path} holds {name}, which no archive has; choose another name")
-
-
-def remove_archive(path: Path) -> None:
-    """Remove the folder of an archive.  ConfigError when anything lies there that no archive has."""
-    _check_place(path)
-    _remove(path)
-
-
-def _set_aside(path: Path) -> None:
-    """Take a complete archive out of the way so that, killed at any point, none of its shards passes for a new one."""
-    for name in OBJECTS:
-        if (path / name).exists():
-            _remove(path / f"{name}{PARTIAL}")
-            (path / name).rename(path / f"{name}{PARTIAL}")
-
-
-def _sweep(path: Path) -> None:
-    """Remove what killed runs left under temporary names."""
-    for folder, folders, files in os.walk(path):
-        inner = Path(folder).relative_to(path)
-        for name in [*files, *folders]:
-            if LEFTOVER.fullmatch((inner / name).as_posix()):
-                _remove(Path(folder, name))
-
-
-def _remove(path: Path) -> None:
-    try:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-    except OSError as error:
-        raise StorageError(
-            f"cannot remove {path}: {error.strerror}; fix the permissions, then run the same command again"
-        ) from error
+def remove_archive(place: Name) -> None:
+    """Remove an archive.  ConfigError when anything lies there that no archive has."""
+    destination_of(place_of(place)).remove()

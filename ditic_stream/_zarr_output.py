@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ditic_stream._halving import NODATA_FIELD
 from ditic_stream._output import Array, Output, checked
+from ditic_stream._tiff_form import colours_of
 from ditic_stream._tiff_geo import geo_of
-from ditic_stream._tiff_output import colours_of
 from ditic_stream._tiff_tags import fields_from_json
-
-NODATA_FIELD = 42113
 
 
 class ZarrOutput(Output):

@@ -1,6 +1,7 @@
 """An archive in one file: a zip whose entries are stored, so that every object is a range of the file.
 
-In: a Store of objects.  Out: a zip of the same bytes whoever packs it; and a Store that reads any stored zip.
+In: a Store of objects.  Out: a zip of the same bytes whoever packs it; and a Store that reads any stored zip, from here
+or from afar.
 Knows the zip format (PKWARE APPNOTE 6.3), zip64 for what is large; knows nothing of what the objects hold.
 
 Written here and not by `zipfile`, since each byte must be the same under every Python and `verify` must be able to say
@@ -12,20 +13,23 @@ of each whether it is; and since `zipfile` takes a kilobyte of memory for each e
 
 from __future__ import annotations
 
-import os
+import json
 import struct
-import threading
 import zlib
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
 
-from ditic_stream._store import GROUP, OBJECT, Store, write_object
-from ditic_stream.errors import ConfigError, FormatError, SourceError
+from ditic_stream._files import LocalFile, Range, Readable
+from ditic_stream._paths import Place, Uri
+from ditic_stream._store import GROUP, OBJECT, NamedRange, Store, write_object
+from ditic_stream.errors import ConfigError, FormatError
+from ditic_stream.manifest import MAX_MANIFEST
 
 MAX_DIRECTORY = 2**26
 """Longest central directory, bytes: 600 000 objects, the shards of some 10 terapixels in tiles of 1024."""
+HEAD_BYTES = 2**12
+"""First bytes to read of a zip that is far away: the manifest comes first, and is rarely longer."""
 BLOCK = 2**20
 LIMIT32, LIMIT16 = 2**32 - 1, 2**16 - 1
 DOS_DATE = 0x21
@@ -39,10 +43,14 @@ _END64 = struct.Struct("<4sQ2H2I4Q")
 _LOCATOR = struct.Struct("<4sIQI")
 
 
-def write_zip(store: Store, target: Path) -> int:
+def write_zip(store: Store, target: Place) -> int:
     """Write the zip of the objects in `store` to `target`, whole or not at all.  Returns its bytes; StorageError when
     there is no room."""
-    return write_object(target.parent, target.name, zip_pieces(store))
+    if not isinstance(target, Uri):
+        return write_object(target.parent, target.name, zip_pieces(store))
+    from ditic_stream._cloud import Bucket
+
+    return Bucket(target).stream("", zip_pieces(store))
 
 
 def zip_pieces(store: Store) -> Iterator[bytes]:
@@ -53,6 +61,7 @@ def zip_pieces(store: Store) -> Iterator[bytes]:
     directory = []
     at = 0
     for name in sorted(store.names(), key=_place):
+        store.fetch([(name, 0, None)])
         size = store.size(name) or 0
         if size >= LIMIT32:
             raise ConfigError(
@@ -116,22 +125,23 @@ class ZipStore:
     Compressed or encrypted entries, names that climb out or come twice, and ranges outside the file are refused with
     FormatError.  A damaged directory is rebuilt from the local headers, if these have no such name: `verify` reports
     it, and every tile still reads, since records and chunks carry checksums of their own.  An entry whose local header
-    has the same bad name is no damage.  Holds one open file; reads are serialised.
+    has the same bad name is no damage.
+
+    file: an open one that is far away, with its first HEAD_BYTES at hand: the directory then takes one request more.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Place, file: Readable | None = None) -> None:
         self.path = path
-        try:
-            self._file: BinaryIO = open(path, "rb")  # noqa: SIM115 (closed by close)
-        except OSError as error:
-            raise SourceError(f"cannot open {path}: {error.strerror}") from error
-        self._lock = threading.Lock()
+        if file is None:
+            assert isinstance(path, Path)
+            file = LocalFile(path)
+        self._file = file
         self._starts: dict[str, int] = {}
         self._headers: dict[str, tuple[int, int]] | None = None
         self._bad: list[str] = []
         """Names of local headers that climb out or come twice."""
         try:
-            self.length = self._end = os.fstat(self._file.fileno()).st_size
+            self.length = self._end = self._file.size
             try:
                 self._entries = self._directory()
             except _BadNameError:
@@ -156,12 +166,26 @@ class ZipStore:
         offset, size = self._entries.get(name) or self._scan()[name]
         if start < 0 or start + length > size:
             raise FormatError(f"{name} has {size} bytes, {start + length} are needed: it is cut short")
-        if name not in self._starts:
-            self._starts[name] = self._begin(name, offset, size)
-        return self.read(self._starts[name] + start, length)
+        return self.read(self._start(name, offset, size) + start, length)
+
+    def fetch(self, ranges: Iterable[NamedRange]) -> None:
+        if not self._file.far:
+            return
+        groups: dict[str, list[Range]] = {}
+        for name, start, length in ranges:
+            if name in self._entries:
+                offset, size = self._entries[name]
+                start = max(size + start, 0) if start < 0 else start
+                length = size - start if length is None else min(length, size - start)
+                if length > 0:
+                    groups.setdefault(name, []).append((self._start(name, offset, size) + start, length))
+        self._file.fetch(*groups.values())
 
     def names(self) -> Iterator[str]:
         return iter(sorted(name for name in self._entries if OBJECT.fullmatch(name)))
+
+    def promise(self, names: Iterable[str]) -> None:
+        pass
 
     def close(self) -> None:
         self._file.close()
@@ -170,21 +194,21 @@ class ZipStore:
         """`length` bytes of the zip file itself."""
         if start < 0 or start + length > self.length:
             raise FormatError(f"{self.path.name} has {self.length} bytes, {start + length} are needed: it is cut short")
-        try:
-            with self._lock:
-                self._file.seek(start)
-                data = self._file.read(length)
-        except OSError as error:
-            raise SourceError(f"cannot read {self.path}: {error.strerror}") from error
+        data = self._file.read_at(start, length)
         if len(data) != length:
             raise FormatError(f"{self.path.name} ends {length - len(data)} bytes early")
         return data
 
     def _directory(self) -> dict[str, tuple[int, int]]:
         """name -> (offset of the local header, size), from the central directory."""
-        tail_start = max(0, self.length - _END.size - LIMIT16)
-        tail = self.read(tail_start, self.length - tail_start)
-        at = tail.rfind(b"PK\5\6")
+        at, tail, tail_start = -1, b"", 0
+        for expected in [self._expected(), _END.size + LIMIT16] if self._file.far else [_END.size + LIMIT16]:
+            tail_start = max(0, self.length - expected)
+            self._file.fetch([(tail_start, self.length - tail_start)])
+            tail = self.read(tail_start, self.length - tail_start)
+            at = tail.rfind(b"PK\5\6")
+            if at >= 0:
+                break
         if at < 0 or at + _END.size > len(tail):
             raise FormatError(f"{self.path.name} is not a zip file: it has no end record")
         _, disk, _, _, count, length, start, _ = _END.unpack_from(tail, at)
@@ -198,8 +222,41 @@ class ZipStore:
         self._end = start
         return self._parse(self.read(start, length), count, start)
 
+    def _expected(self) -> int:
+        """Bytes at the end that hold the directory of a zip of ours, by the manifest it begins with."""
+        head = self.read(0, min(HEAD_BYTES, self.length))
+        try:
+            *_, size, path, extra = _LOCAL.unpack_from(head)
+            begin = _LOCAL.size + path + extra
+            if size > MAX_MANIFEST:
+                raise ValueError
+            if begin + size > len(head):  # a long manifest: both at once, then
+                self._file.fetch([(begin, size)], [(max(0, self.length - _END.size - LIMIT16), _END.size + LIMIT16)])
+                head = self.read(0, min(begin + size, self.length))
+            manifest = json.loads(head[begin : begin + size])["attributes"]["ditic"]
+            image, side = manifest["image"], manifest["grid"]["tile"] * manifest["grid"]["shard"]
+            rows, cols = -(-image["height"] // side), -(-image["width"] // side)
+            kinds = 3 if manifest["radiometry"]["planes"] else 2
+            longest = _CENTRAL.size + len(f"records/c/{rows}/{cols}/0") + (12 if self.length >= LIMIT32 else 0)
+            tail = (rows * cols * kinds + kinds + 1) * longest + _END.size + _END64.size + _LOCATOR.size
+        except (KeyError, TypeError, ValueError, ZeroDivisionError, OverflowError, RecursionError, struct.error):
+            return _END.size + LIMIT16  # another's, or a manifest that ends up refused anyway
+        return int(min(max(tail, _END.size), MAX_DIRECTORY))
+
+    def _start(self, name: str, offset: int, size: int) -> int:
+        """Where the bytes of an entry begin."""
+        if name not in self._starts:
+            self._starts[name] = self._begin(name, offset, size)
+        return self._starts[name]
+
     def _begin(self, name: str, offset: int, size: int) -> int:
         """Where the bytes of an entry begin, by its local header, unless that is damaged or not at `offset`."""
+        if self._file.far:
+            # As write_zip makes it they fill all up to what follows; then the header need not be asked for.
+            following = bisect_right(self._offsets, offset)
+            end = self._offsets[following] if following < len(self._offsets) else self._end
+            if offset + _LOCAL.size + len(name) + size == end:
+                return offset + _LOCAL.size + len(name)
         local = self._local(offset)
         if local is None or local[0] != name:
             offset = self._scan().get(name, (offset, size))[0]

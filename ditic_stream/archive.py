@@ -13,17 +13,19 @@ The zarr package is not used (_layout.py says why); the tests read every array w
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
-from pathlib import Path
+from collections.abc import Iterable
+from itertools import islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from ditic_stream._layout import PREVIEW_SCALE, Layout, read_manifest
-from ditic_stream._paths import local_path
+from ditic_stream._paths import Name, Place, Uri, place_of
 from ditic_stream._shard import ShardReader, pack_mask
 from ditic_stream._store import PARTIAL, FolderStore, Store
 from ditic_stream._writer import ArchiveWriter, ShardBytes, ShardWriter, remove_archive
-from ditic_stream._zip import ZipStore, write_zip
+from ditic_stream._zip import HEAD_BYTES, ZipStore, write_zip
 from ditic_stream.bitstream import Record
 from ditic_stream.errors import ConfigError, SourceError
 from ditic_stream.geometry import TileKey, Window
@@ -40,6 +42,7 @@ __all__ = [
     "ShardBytes",
     "ShardWriter",
     "create_archive",
+    "is_there",
     "open_archive",
     "pack_mask",
     "pack_zip",
@@ -50,27 +53,37 @@ MAX_PREVIEW = 2**30
 """Largest preview read as one array, bytes."""
 MAX_WINDOW = 2**31
 """Largest mask window read as one array, bytes."""
+FETCHED_BYTES = 2**25
+"""Records brought near at a time, bytes: what is beyond is read record by record."""
+FETCHED_TILES, FETCHED_PREVIEWS = 4096, 64
+"""Tiles looked at for that, and previews of shards brought near at a time."""
 KEPT_SHARDS = 256
 """Shards whose indexes a reader keeps: at most 64 KB of them without masks."""
 
 
-def create_archive(path: str | Path, manifest: Manifest, *, overwrite: bool = False) -> ArchiveWriter:
-    """Begin the archive `path` (a folder), or go on with it where a run with the same settings was stopped.
+def create_archive(path: Name, manifest: Manifest, *, overwrite: bool = False) -> ArchiveWriter:
+    """Begin the archive `path` (a folder, or a URI), or go on with it where a run with the same settings was stopped.
 
-    Takes the archive's lock, which lasts until `close` or the death of this process.  A complete archive is refused
-    without `overwrite`, and so is a partial one of other settings.  Raises ConfigError, LockedError or StorageError.
+    Takes the archive's lock, which lasts until `close` or the death of this process; objects elsewhere have none.  A
+    complete archive is refused without `overwrite`, and so is a partial one of other settings.
+
+    Raises ConfigError, LockedError or StorageError.
     """
-    return ArchiveWriter(local_path(path), manifest, overwrite=overwrite)
+    return ArchiveWriter(place_of(path), manifest, overwrite=overwrite)
 
 
-def open_archive(path: str | Path) -> Archive:
-    """Open an archive, folder or zip, complete or not.  Reads its manifest and nothing else.
+def open_archive(path: Name) -> Archive:
+    """Open an archive, folder or zip, complete or not, here or by its URI.  Reads its manifest and nothing else.
 
-    Raises SourceError when there is none, FormatError (or one of its kinds) when it cannot be trusted.
+    What is named by a URI is a zip if its name ends in .zip.  Opening takes one request of a folder, two of a zip.
+    Raises SourceError when there is none, FormatError (or one of its kinds) when it cannot be trusted; ConfigError when
+    the extra `cloud` is needed and not here.
     """
-    place = local_path(path)
+    place = place_of(path)
     store: Store
-    if place.is_dir():
+    if isinstance(place, Uri):
+        store = _far(place)
+    elif place.is_dir():
         store = FolderStore(place)
     elif place.is_file():
         store = ZipStore(place)
@@ -86,14 +99,31 @@ def open_archive(path: str | Path) -> Archive:
         raise
 
 
-def pack_zip(folder: str | Path, out: str | Path, *, overwrite: bool = False) -> int:
+def _far(uri: Uri) -> Store:
+    """The store of an archive on another machine."""
+    from ditic_stream._remote import RemoteFile, RemoteStore
+
+    if uri.suffix != ".zip":
+        return RemoteStore(uri)
+    file = RemoteFile(uri, HEAD_BYTES)
+    try:
+        file.exactly()
+        return ZipStore(uri, file)
+    except BaseException:
+        file.close()
+        raise
+
+
+def pack_zip(folder: Name, out: Name, *, overwrite: bool = False) -> int:
     """Pack the complete archive `folder` into the zip file `out`, whole or not at all.  Returns its bytes.
+
+    Elsewhere it goes there in parts while it is packed, and has its name once the last one is there.
 
     The zip holds the archive's objects and nothing else that may lie in the folder.  ConfigError when the archive is
     not complete or `out` exists and `overwrite` is not set, StorageError when there is no room.
     """
-    target = local_path(out)
-    if target.exists() and not (overwrite and target.is_file()):
+    target = place_of(out)
+    if is_there(target) and not (overwrite and (isinstance(target, Uri) or target.is_file())):
         raise ConfigError(f"{target} exists; choose another name or overwrite it")
     with open_archive(folder) as archive:
         if not archive.manifest.complete:
@@ -101,25 +131,69 @@ def pack_zip(folder: str | Path, out: str | Path, *, overwrite: bool = False) ->
         return write_zip(archive.store, target)
 
 
-class Archive:
-    """An open archive.  Each tile is read alone: two ranges for its record, one once the shard's index is known."""
+def is_there(place: Place) -> bool:
+    """True when a file, a folder or an object has the name."""
+    if not isinstance(place, Uri):
+        return place.exists()
+    from ditic_stream._cloud import Bucket
 
-    def __init__(self, path: Path, store: Store) -> None:
+    return Bucket(place).head("") is not None
+
+
+class Archive:
+    """An open archive.  Each tile is read alone: two ranges for its record, one once the shard's index is known.
+
+    Who knows what will be read says so first, by `fetch`: an archive that is far away then answers in two rounds.
+    """
+
+    def __init__(self, path: Place, store: Store) -> None:
         self.path = path
         self.store = store
         self.manifest, self.attributes = read_manifest(store, path)
         """`attributes`: those of the group as stored, so that `verify` can hold its bytes against its meaning."""
         self.layout = Layout(self.manifest)
         self._shards: OrderedDict[TileKey, ShardReader] = OrderedDict()
+        self._lock = threading.Lock()
+        store.promise(self.layout.names())
 
     @property
     def grid(self) -> Grid:
         return self.layout.grid
 
+    def fetch(self, keys: Iterable[TileKey], *, masks: Iterable[TileKey] = ()) -> None:
+        """Bring the records of tiles near, and the masks of some: the indexes of their shards in one round of requests,
+        with what the masks need, then the records in another.  Does nothing to an archive that is here.
+
+        What is lost or damaged is left for `record` and `mask` to name; SourceError when the other machine fails.
+        """
+        tiles = sorted(set(islice(keys, FETCHED_TILES)))
+        masked = {self.grid.shard_of(key) for key in islice(masks, FETCHED_TILES)} if self.layout.planes else set()
+        self.look_up({self.grid.shard_of(key) for key in tiles} | masked, masks=masked)
+        wanted, left = [], FETCHED_BYTES
+        for key in tiles:
+            found = self.shard(self.grid.shard_of(key)).record_range(key)
+            if found is not None and found[2] <= left:
+                left -= found[2]
+                wanted.append(found)
+        self.store.fetch(wanted)
+
+    def fetch_shard(self, shard: TileKey) -> None:
+        """Bring all objects of a shard near, each whole."""
+        self.store.fetch((name, 0, None) for name in self.layout.objects(shard))
+
+    def look_up(self, shards: Iterable[TileKey], *, masks: Iterable[TileKey] = ()) -> None:
+        """Bring the indexes of shards near, in one round of requests; of those in `masks` all that their masks need."""
+        readers, masked = [self.shard(shard) for shard in islice(sorted(shards), KEPT_SHARDS)], set(masks)
+        self.store.fetch(
+            one for reader in readers for one in (*reader.index_ranges(), *reader.mask_ranges(reader.shard in masked))
+        )
+
     def record(self, key: TileKey) -> Record:
         """The record of a tile.  MissingTileError when it is lost, ChecksumError or FormatError when it is damaged."""
         self._check(key)
-        return self.shard(self.grid.shard_of(key)).record(key)
+        reader = self.shard(self.grid.shard_of(key))
+        self.store.fetch(reader.index_ranges())
+        return reader.record(key)
 
     def mask(self, window: Window) -> Uint8 | None:
         """The mask planes of a window of scene pixels, uint8 (planes, h, w); None when the scene has no mask.
@@ -136,9 +210,12 @@ class Archive:
             )
         import numpy as np
 
+        rows = range(window.row // tile, -(-window.row_end // tile))
+        cols = range(window.col // tile, -(-window.col_end // tile))
+        self.fetch((), masks=(TileKey(row, col) for row in rows for col in cols))
         result = np.zeros((planes, window.height, window.width), dtype=np.uint8)
-        for row in range(window.row // tile, -(-window.row_end // tile)):
-            for col in range(window.col // tile, -(-window.col_end // tile)):
+        for row in rows:
+            for col in cols:
                 key = TileKey(row, col)
                 core = self.grid.core(key)
                 common = core.intersect(window)
@@ -158,7 +235,10 @@ class Archive:
 
         result = np.zeros((channels, height, width), dtype=np.uint8)
         side = self.layout.preview_side
-        for shard in self.grid.shards():
+        for place, shard in enumerate(self.grid.shards()):
+            if place % FETCHED_PREVIEWS == 0:
+                following = islice(self.grid.shards(), place, place + FETCHED_PREVIEWS)
+                self.store.fetch((self.layout.preview(one), 0, None) for one in following)
             part = self.shard(shard).preview()
             row, col = shard.row * side, shard.col * side
             result[:, row : row + part.shape[1], col : col + part.shape[2]] = part
@@ -166,12 +246,13 @@ class Archive:
 
     def shard(self, shard: TileKey) -> ShardReader:
         """The reader of one shard; the last 256 are kept for their indexes."""
-        reader = self._shards.get(shard)
-        if reader is None:
-            reader = self._shards[shard] = ShardReader(self.store, self.layout, shard)
-            if len(self._shards) > KEPT_SHARDS:
-                self._shards.popitem(last=False)
-        return reader
+        with self._lock:
+            reader = self._shards.get(shard)
+            if reader is None:
+                reader = self._shards[shard] = ShardReader(self.store, self.layout, shard)
+                if len(self._shards) > KEPT_SHARDS:
+                    self._shards.popitem(last=False)
+            return reader
 
     def close(self) -> None:
         self.store.close()

@@ -19,6 +19,7 @@ for a neighbour are kept: one to the right, and one row of them below.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -49,6 +50,50 @@ def windows_of(grid: Grid, window: Window) -> tuple[range, range]:
         range(max(window.row - fade, 0) // tile, min((window.row_end - 1 + fade) // tile + 1, grid.rows)),
         range(max(window.col - fade, 0) // tile, min((window.col_end - 1 + fade) // tile + 1, grid.cols)),
     )
+
+
+def weighted(grid: Grid, key: TileKey) -> Window:
+    """The pixels in which `key`'s window has a weight: its core and the fade around it, clipped at the scene."""
+    return grid.core(key).grown(fade_of(grid), height=grid.height, width=grid.width)
+
+
+def cut(grid: Grid, window: Window, parts: Iterator[Pixels]) -> Iterator[tuple[Window, Pixels]]:
+    """Blend the pixels of `window` alone: (Window, pixels (channels, rows, columns)), a piece for each row of tiles.
+
+    parts: float32 (channels, rows, columns) of `weighted` of each tile in `windows_of(grid, window)`, row-major; they
+    are read only.  The bits are those of a Blender.  Holds one row of pieces of the window's width.
+    """
+    fade, weight = fade_of(grid), ramp(fade_of(grid))
+    tile = grid.config.tile
+    rows, cols = windows_of(grid, window)
+    waiting: Pixels | None = None
+    for row in rows:
+        strip: Pixels | None = None
+        top = max(row * tile - fade, window.row, 0)
+        bottom = min((row + 1) * tile + fade, window.row_end)
+        for col in cols:
+            part, whole = next(parts), weighted(grid, TileKey(row, col))
+            left, right = max(whole.col, window.col), min(whole.col_end, window.col_end)
+            part = part[:, top - whole.row : bottom - whole.row, left - whole.col : right - whole.col]
+            if strip is None:
+                strip = np.empty((len(part), bottom - top, window.width), np.float32)
+            zone = max(min(col * tile + fade, right) - left, 0) if col > cols[0] else 0
+            at = left - window.col
+            if zone:
+                mixed = part[:, :, :zone].copy()
+                first = left - (col * tile - fade)
+                _fade(strip[:, :, at : at + zone], mixed, weight[first : first + zone])
+                strip[:, :, at : at + zone] = mixed
+            strip[:, :, at + zone : right - window.col] = part[:, :, zone:]
+        assert strip is not None
+        if waiting is not None and waiting.shape[1]:
+            zone, first = min(waiting.shape[1], bottom - top), top - (row * tile - fade)
+            _fade(waiting[:, :zone], strip[:, :zone], weight[first : first + zone, None])
+        last = bottom if (row + 1) * tile >= grid.height else min(max((row + 1) * tile - fade, top), bottom)
+        last = bottom if row == rows[-1] else last
+        waiting = strip[:, last - top :]
+        if last > top:
+            yield Window(row=top, col=window.col, height=last - top, width=window.width), strip[:, : last - top]
 
 
 @dataclass(frozen=True, slots=True)

@@ -117,8 +117,24 @@ class TileCodec:
     def decode_symbols(self, record: Record, groups: int, height: int, width: int, q: int) -> TileLatent:
         """The latents of a record: values and scales (groups, channels, height, width) in cells.  Raises
         DesyncError."""
-        coded = Coded(record.lanes_log2, record.words, record.escapes, record.coded, record.symbols_crc)
-        return self.entropy.pull(coded, groups, height, width, q)
+        return self.decode_many([record], groups, height, width, q)[0]
+
+    def decode_many(
+        self, records: Sequence[Record], groups: int, height: int, width: int, q: int, *, coarse: bool = False
+    ) -> list[TileLatent]:
+        """The latents of several records of one size, in less time than one by one.  DesyncError does not say whose.
+
+        coarse: the leading channels alone, in a third of the time; their checksum, which is over all, is not checked.
+        """
+        coded = [Coded(one.lanes_log2, one.words, one.escapes, one.coded, one.symbols_crc) for one in records]
+        return self.entropy.pull_many(coded, groups, height, width, q, coarse=coarse)
+
+    @torch.inference_mode()
+    def coarse_gain(self, q: int) -> NDArray[np.float32]:
+        """Steps a feature has, for each of the channels that `decode_many` gives as the coarse ones."""
+        channels = self.network.config.context or self.network.config.latent
+        gain: NDArray[np.float32] = self._gain(q).cpu().numpy().reshape(-1)[:channels]
+        return gain
 
     def zero_latent(self, groups: int, height: int, width: int) -> TileLatent:
         """The latents of a tile that is EMPTY, lost or damaged."""

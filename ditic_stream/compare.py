@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ditic_stream._paths import Name
 from ditic_stream.archive import Archive, open_archive
 from ditic_stream.errors import ConfigError
 from ditic_stream.geometry import TileKey, Window
@@ -115,8 +115,8 @@ WORST = 5
 
 
 def compare(
-    source: str | Path,
-    archive: str | Path,
+    source: Name,
+    archive: Name,
     *,
     workers: int | None = None,
     device: str = "cpu",

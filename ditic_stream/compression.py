@@ -15,18 +15,18 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from ditic_stream import __version__
 from ditic_stream._claim import keep_apart
+from ditic_stream._destination import destination_of
 from ditic_stream._encoding import Describe, EncodeShard, Receipt, area, peak_memory
 from ditic_stream._forecast import CodeWindows, Forecast, Forecaster, at, spread
 from ditic_stream._layout import Layout
 from ditic_stream._lock import hold, release
-from ditic_stream._paths import everywhere, local_path
+from ditic_stream._paths import Name, Place, Uri, everywhere, place_of
 from ditic_stream._store import LOCK, PARTIAL
-from ditic_stream.archive import ArchiveWriter, create_archive, open_archive, pack_zip, remove_archive
+from ditic_stream.archive import ArchiveWriter, create_archive, is_there, open_archive, pack_zip, remove_archive
 from ditic_stream.bitstream import EMPTY
 from ditic_stream.config import GridConfig, q_of_quality
 from ditic_stream.errors import ConfigError, DiticError
@@ -105,8 +105,8 @@ class Estimate:
 
 
 def compress(
-    source: str | Path,
-    archive: str | Path,
+    source: Name,
+    archive: Name,
     *,
     quality: int | None = None,
     bpp: float | None = None,
@@ -122,7 +122,7 @@ def compress(
     progress: Progress | None = None,
     executor: Executor | None = None,
 ) -> Result | Estimate:
-    """Compress the scene `source` into `archive`, a folder NAME.ditic or a file NAME.ditic.zip.
+    """Compress the scene `source` into `archive`, a folder NAME.ditic or a file NAME.ditic.zip, here or by their URIs.
 
     quality: 1..100, 50 when neither a rate nor a size is given.  bpp: the rate to meet in bits per pixel, over what
     Result.bytes counts.  size: the same as the bytes of the whole archive.  For these, windows spread over the scene
@@ -137,17 +137,17 @@ def compress(
     run writes it.
     """
     began = time.monotonic()
-    config, target = GridConfig(tile=tile, overlap=overlap), local_path(archive)
+    config, origin, target = GridConfig(tile=tile, overlap=overlap), everywhere(place_of(source)), place_of(archive)
     _check_rate(quality, bpp, size)
-    if local_path(source).is_file():
-        keep_apart(target, local_path(source))
+    if isinstance(origin, Uri) or origin.is_file():
+        keep_apart(target, origin)
     folder = target if dry_run else _folder(target)
     there = None if dry_run or overwrite else _complete(target)
     if there is not None:
         _clear(folder, there)
         settled = None if bpp or size else quality or QUALITY
-        _require_same(target, there, _expected(there, local_path(source), config, settled))
-    with open_source(source, expand_palette=expand_palette) as scene:
+        _require_same(target, there, _expected(there, origin, config, settled))
+    with open_source(origin, expand_palette=expand_palette) as scene:
         scene.check()
         grid = Grid(height=scene.height, width=scene.width, config=config)
         jobs = grid.shard_rows * grid.shard_cols
@@ -157,9 +157,8 @@ def compress(
             manifest = _manifest(scene, grid, described, quality or QUALITY, device, there or _earlier(folder))
             if there is not None:
                 _require_same(target, there, replace(manifest, quality=there.quality, q=there.q))
-            place = everywhere(source)
             windows = CodeWindows(
-                source=place, expand_palette=expand_palette, manifest=manifest, model=model, device=device
+                source=origin, expand_palette=expand_palette, manifest=manifest, model=model, device=device
             )
             forecaster = Forecaster(running, windows, grid)
             if bpp is not None:
@@ -167,9 +166,9 @@ def compress(
             elif size is not None:
                 manifest = at(manifest, forecaster.quality_for(size - _fixed(manifest, target)))
             task = EncodeShard(
-                source=place,
+                source=origin,
                 expand_palette=expand_palette,
-                archive=str(folder.absolute()),
+                archive=everywhere(folder),
                 manifest=manifest,
                 model=model,
                 device=device,
@@ -190,35 +189,37 @@ def _check_rate(quality: int | None, bpp: float | None, size: int | None) -> Non
         raise ConfigError(f"an archive of {size} bytes holds nothing; give the bytes it may have")
 
 
-def _folder(target: Path) -> Path:
+def _folder(target: Place) -> Place:
     """Where the archive is built: the target itself, or a folder beside a zip, which is packed at the end."""
     folder = target.with_name(f"{target.name}{PARTIAL}") if target.suffix == ".zip" else target
-    if not folder.absolute().parent.is_dir():
+    if isinstance(folder, Uri):
+        destination_of(folder)  # says so if it cannot be written to
+    elif not folder.absolute().parent.is_dir():
         raise ConfigError(f"{folder.absolute().parent} is not a folder; make it first")
     return folder
 
 
-def _complete(target: Path) -> Manifest | None:
+def _complete(target: Place) -> Manifest | None:
     """The manifest of the complete archive at `target`; ConfigError for a zip file that is something else."""
     found = _earlier(target)
     if found is not None and found.complete:
         return found
-    if target.suffix == ".zip" and target.exists():
+    if target.suffix == ".zip" and is_there(target):
         raise ConfigError(f"{target} exists and is not a complete archive; choose another name or overwrite it")
     return None
 
 
-def _expected(there: Manifest, source: Path, config: GridConfig, quality: int | None) -> Manifest:
+def _expected(there: Manifest, source: Place, config: GridConfig, quality: int | None) -> Manifest:
     """What the archive that is there would say if this call had made it, as far as is known without reading."""
     wanted = replace(there, grid=config)
     if quality is not None:
         wanted = replace(wanted, quality=quality, q=q_of_quality(quality))
-    if source.is_file():
+    if not isinstance(source, Uri) and source.is_file():
         wanted = replace(wanted, source=replace(there.source, name=source.name, size=source.stat().st_size))
     return wanted
 
 
-def _require_same(target: Path, there: Manifest, wanted: Manifest) -> None:
+def _require_same(target: Place, there: Manifest, wanted: Manifest) -> None:
     differences = there.differences(wanted)
     if differences:
         raise ConfigError(
@@ -227,7 +228,7 @@ def _require_same(target: Path, there: Manifest, wanted: Manifest) -> None:
         )
 
 
-def _is_made(target: Path, wanted: Manifest) -> bool:
+def _is_made(target: Place, wanted: Manifest) -> bool:
     """True when the archive is complete already; ConfigError when one of other settings is."""
     there = _complete(target)
     if there is not None:
@@ -235,7 +236,7 @@ def _is_made(target: Path, wanted: Manifest) -> bool:
     return there is not None
 
 
-def _clear(folder: Path, packed: Manifest) -> None:
+def _clear(folder: Place, packed: Manifest) -> None:
     """Take the folder of a zip away that a run left which was killed after packing, before it cleared up."""
     if folder.suffix == PARTIAL and _earlier(folder) == packed:
         with _locked(folder):
@@ -243,8 +244,11 @@ def _clear(folder: Path, packed: Manifest) -> None:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of an archive; LockedError while another run has it."""
+def _locked(folder: Place) -> Iterator[None]:
+    """Hold the lock of an archive; LockedError while another run has it.  Objects elsewhere have none."""
+    if isinstance(folder, Uri):
+        yield
+        return
     handle = hold(folder / LOCK, folder)
     try:
         yield
@@ -256,8 +260,12 @@ def _manifest(
     scene: Source, grid: Grid, model: ModelRef, quality: int, device: str, earlier: Manifest | None
 ) -> Manifest:
     """All settings of the archive.  A survey made for an archive begun earlier on the same file is used again."""
-    digest = scene.digest()
-    if earlier is not None and earlier.source.sha256 == digest and earlier.source.metadata == scene.metadata:
+    digest = scene.digest() if scene.etag is None else None
+    if (
+        earlier is not None
+        and earlier.source.identity == (digest or scene.etag)
+        and earlier.source.metadata == scene.metadata
+    ):
         surveyed = earlier.radiometry
     else:
         surveyed = survey(scene).to_json()
@@ -273,6 +281,7 @@ def _manifest(
             name=scene.name,
             size=scene.size,
             sha256=digest,
+            etag=scene.etag,
             metadata=scene.metadata,
             warnings=tuple(scene.warnings),
         ),
@@ -282,7 +291,7 @@ def _manifest(
     )
 
 
-def _earlier(folder: Path) -> Manifest | None:
+def _earlier(folder: Place) -> Manifest | None:
     """The manifest of an archive that was begun at `folder`, if there is one that can be read."""
     try:
         with open_archive(folder) as found:
@@ -303,7 +312,7 @@ def _georeference(metadata: Mapping[str, Any], grid: Grid) -> dict[str, Any]:
     return out
 
 
-def _pack(folder: Path, target: Path, overwrite: bool) -> None:
+def _pack(folder: Place, target: Place, overwrite: bool) -> None:
     """Pack the finished folder into the zip, under its lock, and take it away."""
     with _locked(folder):
         pack_zip(folder, target, overwrite=overwrite)
@@ -311,19 +320,19 @@ def _pack(folder: Path, target: Path, overwrite: bool) -> None:
 
 
 def _make(
-    executor: Executor, task: EncodeShard, target: Path, overwrite: bool, progress: Progress | None
+    executor: Executor, task: EncodeShard, target: Place, overwrite: bool, progress: Progress | None
 ) -> tuple[list[Receipt], list[TileKey]]:
     """Code the shards that are not done and pack a zip; receipts of these, and the names of the others."""
     assert task.archive is not None
-    folder, manifest = Path(task.archive), task.manifest
+    folder, manifest = task.archive, task.manifest
     receipts, resumed = list[Receipt](), list(Layout(manifest).grid.shards())
     if not overwrite and _is_made(target, manifest):
         return receipts, resumed
     zipped = folder != target
     if not zipped or _earlier(folder) != manifest.finished():  # else a run was killed before it had packed the folder
         with create_archive(folder, manifest, overwrite=overwrite) as writer:
-            if zipped and not overwrite and target.exists():  # packed by another run, since this one began
-                if not list(folder.glob("records/c/*/*/0")):
+            if zipped and not overwrite and is_there(target):  # packed by another run, since this one began
+                if not any(name.startswith("records/c/") for name in destination_of(folder).store().names()):
                     remove_archive(folder)
                 if _is_made(target, manifest):
                     return receipts, resumed
@@ -355,12 +364,14 @@ def _encode(
     return receipts, resumed
 
 
-def _result(target: Path, receipts: list[Receipt], resumed: list[TileKey], seconds: float) -> Result:
+def _result(target: Place, receipts: list[Receipt], resumed: list[TileKey], seconds: float) -> Result:
     with open_archive(target) as archive:
         grid, image = archive.grid, archive.manifest.image
         coded, fixed = rate(archive)
         empty = sum(receipt.empty for receipt in receipts)
-        empty += sum(archive.record(key).kind == EMPTY for shard in resumed for key in grid.tiles_of(shard))
+        for shard in resumed:
+            archive.fetch(grid.tiles_of(shard))
+            empty += sum(archive.record(key).kind == EMPTY for key in grid.tiles_of(shard))
         samples = sum(receipt.samples for receipt in receipts)
         return Result(
             archive=str(target),
@@ -379,7 +390,7 @@ def _result(target: Path, receipts: list[Receipt], resumed: list[TileKey], secon
         )
 
 
-def _fixed(manifest: Manifest, target: Path) -> int:
+def _fixed(manifest: Manifest, target: Place) -> int:
     """About the bytes of metadata and preview."""
     layout = Layout(manifest)
     preview = PREVIEW_SHARE * math.prod(layout.preview_shape)
@@ -387,7 +398,7 @@ def _fixed(manifest: Manifest, target: Path) -> int:
     return round(FIXED_BYTES + preview + (zipped if target.suffix == ".zip" else 0))
 
 
-def _estimate(executor: Executor, task: EncodeShard, forecast: Forecast, grid: Grid, target: Path) -> Estimate:
+def _estimate(executor: Executor, task: EncodeShard, forecast: Forecast, grid: Grid, target: Place) -> Estimate:
     """Code a few tiles spread over the scene, for time and memory, and write nothing."""
     keys = spread(grid, SAMPLE_TILES)[: 2 * SAMPLE_TILES]
     # The first tile of each worker warms it up: its time says little.

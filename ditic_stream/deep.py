@@ -7,8 +7,8 @@ Needs torch and the weights the archive names; renders no pixels.
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
+from ditic_stream._paths import Name
 from ditic_stream._rendering import codec_of, groups_of
 from ditic_stream.archive import open_archive
 from ditic_stream.bitstream import Record
@@ -18,7 +18,7 @@ from ditic_stream.geometry import TileKey
 from ditic_stream.verify import Report, verify
 
 
-def verify_deep(path: str | Path, *, device: str = "cpu", progress: Callable[[int, int], None] | None = None) -> Report:
+def verify_deep(path: Name, *, device: str = "cpu", progress: Callable[[int, int], None] | None = None) -> Report:
     """Check every byte and all symbols of an archive.
 
     progress: called with (bytes done, bytes of all objects).  Raises SourceError when there is no archive, WeightsError

@@ -19,7 +19,7 @@ all of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ditic_stream._lockstep import pull_together
 from ditic_stream.bitstream import crc32c, symbols_checksum
 from ditic_stream.config import Q_MAX
 from ditic_stream.errors import ConfigError, DesyncError, FormatError, WeightsError
@@ -92,6 +93,11 @@ class ExactLayer:
         bias = interpolate(self.bias, q) if len(self.bias) > 1 else self.bias[0]
         total = _convolve(x, self.weight) + (bias.float() + self.half)[:, None, None]
         return (total * (2.0**-self.shift)[:, None, None]).floor().clamp(low, high)
+
+    def only(self, outputs: Tensor) -> ExactLayer:
+        """The layer with some of its outputs alone."""
+        bias = self.bias[:, outputs]
+        return ExactLayer(self.weight[outputs], bias, self.shift[outputs], input_max=0)
 
 
 def _convolve(x: Tensor, weight: Tensor) -> Tensor:
@@ -160,6 +166,8 @@ class EntropyModel:
             self.scale_table = tensors["entropy.scale_table"].to(torch.int64)
             self.scale_table_z = tensors["entropy.scale_table_z"].to(torch.int64)
             if config.context:
+                first = torch.arange(config.context)
+                self.layers["coarse_out"] = self.layers["out"].only(torch.cat([first, first + config.latent]))
                 self.context_steps = tensors["entropy.context_steps"].numpy()
                 self.share = tensors["entropy.near_share"].numpy()
             self.tables = Tables.from_arrays(
@@ -196,11 +204,14 @@ class EntropyModel:
         return answers
 
     def _walk(
-        self, z: NDArray[np.int32], q: int, height: int, width: int, code: Code
+        self, z: NDArray[np.int32], q: int, height: int, width: int, code: Code, *, coarse: bool = False
     ) -> tuple[NDArray[np.int32], TileLatent]:
-        """Go through the passes of a tile.  Returns all symbols, and the latent they make."""
+        """Go through the passes of a tile.  Returns all symbols, and the latent they make.
+
+        coarse: stop after the passes of the first `context` channels; the rest stays 0.
+        """
         latent, first = self.config.latent, self.config.context
-        shape = (len(z), latent, height, width)
+        shape = (len(z), first if coarse else latent, height, width)
         symbols, values, indexes = np.zeros(shape, np.int32), np.zeros(shape, np.int16), np.zeros(shape, np.uint8)
         table = (interpolate(self.scale_table, q).numpy() + Q_STEPS // 2)[:, None, None]
 
@@ -213,16 +224,18 @@ class EntropyModel:
 
         with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
             hyper = self._hyper(z, q)[:, :, :height, :width]
-            mean, scale = _halves(self.layers["out"](hyper, q, -MEAN_MAX, MEAN_MAX))
+            mean, scale = _halves(self.layers["coarse_out" if coarse else "out"](hyper, q, -MEAN_MAX, MEAN_MAX))
             if first:
-                coarse, turn = slice(0, first), pass_of_cells(height, width).numpy()
-                coded(coarse, turn == 0, mean[:, coarse], scale[:, coarse])
+                lead, turn = slice(0, first), pass_of_cells(height, width).numpy()
+                coded(lead, turn == 0, mean[:, lead], scale[:, lead])
                 for step in (0, 1):
-                    known = np.where(turn <= step, values[:, coarse] - mean[:, coarse], 0)
+                    known = np.where(turn <= step, values[:, lead] - mean[:, lead], 0)
                     more_mean, more_scale = self._context("near", known, hyper, q)
                     more_mean += _between(known, step, self.share[step])
-                    coded(coarse, turn == step + 1, mean[:, coarse] + more_mean, scale[:, coarse] + more_scale)
-                more_mean, more_scale = self._context("context", values[:, coarse].astype(np.int64), hyper, q)
+                    coded(lead, turn == step + 1, mean[:, lead] + more_mean, scale[:, lead] + more_scale)
+                if coarse:
+                    return symbols, TileLatent(values, indexes)
+                more_mean, more_scale = self._context("context", values[:, lead].astype(np.int64), hyper, q)
                 mean, scale = mean[:, first:] + more_mean, scale[:, first:] + more_scale
             coded(slice(first, latent), np.ones((height, width), bool), mean, scale)
         return symbols, TileLatent(values, indexes)
@@ -275,30 +288,49 @@ class EntropyModel:
     def pull(self, coded: Coded, groups: int, height: int, width: int, q: int) -> TileLatent:
         """Undo `push`, up to rounding.  Raises DesyncError when the symbols disagree with their checksum or the words
         are not a whole stream."""
+        return self.pull_many([coded], groups, height, width, q)[0]
+
+    def pull_many(
+        self, coded: Sequence[Coded], groups: int, height: int, width: int, q: int, *, coarse: bool = False
+    ) -> list[TileLatent]:
+        """Several tiles of one size in little more time than one; the same for each as alone.
+
+        coarse: the first `context` channels alone (all, where the model has no context).  They are the first parts of a
+        stream, so the rest is not decoded, and the checksum, which is over all, is not checked.
+        Raises DesyncError, as `pull`, without saying which tile it is about.
+        """
+        coarse = coarse and self.config.context > 0
         shape = (groups, self.config.hyper_z, -(-height // 2), -(-width // 2))
-        left = coded.coded - int(np.prod(shape))
+        left = [one.coded - int(np.prod(shape)) for one in coded]
+        tiles = [slice(place * groups, (place + 1) * groups) for place in range(len(coded))]
 
         def code(part: slice, cells: NDArray[np.bool_], mean: Int16, index: UInt8) -> NDArray[np.int32]:
-            nonlocal left
             there = (index >= CODED_FROM) & cells
-            left -= int(there.sum())
-            if left < 0 or (left and part.stop == self.config.latent):
-                raise DesyncError(f"{coded.coded - left} symbols are due where the record says {coded.coded}")
+            for place, tile in enumerate(tiles):
+                left[place] -= int(there[tile].sum())
+                if left[place] < 0 or (left[place] and part.stop == self.config.latent):
+                    due = coded[place].coded
+                    raise DesyncError(f"{due - left[place]} symbols are due where the record says {due}")
+            found = pull_together(decoders, [index[tile][there[tile]] for tile in tiles])
             symbols = np.zeros(mean.shape, np.int32)
-            symbols[there] = decoder.pull(index[there]).clip(-SYMBOL_MAX, SYMBOL_MAX)
+            for tile, values in zip(tiles, found, strict=True):
+                symbols[tile][there[tile]] = values.clip(-SYMBOL_MAX, SYMBOL_MAX)
             return symbols
 
         try:
-            decoder = Decoder(coded.words, coded.escapes, self.tables, 1 << coded.lanes_log2)
-            z = decoder.pull(self._z_indexes(shape, q).ravel()).reshape(shape).clip(-Z_MAX, Z_MAX)
-            symbols, latent = self._walk(z, q, height, width, code)
-            decoder.finish()
+            decoders = [Decoder(one.words, one.escapes, self.tables, 1 << one.lanes_log2) for one in coded]
+            parts = pull_together(decoders, [self._z_indexes(shape, q).ravel()] * len(coded))
+            z = np.concatenate([part.reshape(shape) for part in parts]).clip(-Z_MAX, Z_MAX)
+            symbols, latent = self._walk(z, q, height, width, code, coarse=coarse)
+            for decoder in () if coarse else decoders:
+                decoder.finish()
         except FormatError as error:
             raise DesyncError(
                 f"the symbols do not decode ({error.message}); the record is damaged or the numerics differ"
             ) from error
-        if symbols_checksum(symbols.astype(np.int16), z.astype(np.int16)) != coded.symbols_crc:
-            raise DesyncError(
-                "decoded symbols disagree with their checksum; the numerics here differ from the encoder's"
-            )
-        return latent
+        for one, tile in () if coarse else zip(coded, tiles, strict=True):
+            if symbols_checksum(symbols[tile].astype(np.int16), z[tile].astype(np.int16)) != one.symbols_crc:
+                raise DesyncError(
+                    "decoded symbols disagree with their checksum; the numerics here differ from the encoder's"
+                )
+        return [TileLatent(latent.values[tile], latent.scales[tile]) for tile in tiles]

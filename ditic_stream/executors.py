@@ -166,15 +166,20 @@ class SerialExecutor:
 
 def be_one_thread() -> None:
     """Let torch, if it is loaded, compute with one thread in the thread that calls this: torch asks each for itself."""
-    torch = sys.modules.get("torch")
+    torch = _torch()
     if torch is not None:
         torch.set_num_threads(1)
+
+
+def _torch() -> Any:
+    """torch if it is loaded, all of it: another thread may be importing it just now, and then this one waits."""
+    return import_module("torch") if "torch" in sys.modules else None
 
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
     """Run torch, if it is loaded, with one thread as the workers do, and give the caller's setting back."""
-    torch = sys.modules.get("torch")
+    torch = _torch()
     if torch is None:
         yield
         return

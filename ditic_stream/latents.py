@@ -3,14 +3,13 @@
 In: the latents of tiles, as stored.  Out: (values, scales) of a tile's latent window: its own cells and those its
 overlap reaches.  Knows cells and tiles; knows nothing of records, models or pixels.
 
-A tile's latents are decoded once and read by up to nine windows, so they are kept meanwhile: in memory for a few
-windows (LatentCache), in a file for a whole scene decoded in row-major order (LatentSpool), where a wide scene's three
-rows would not fit into memory.
+A tile's latents are decoded once and read by up to nine windows, so they are kept meanwhile: in memory for the reads of
+an open scene (_loading), in a file for a whole scene decoded in row-major order (LatentSpool), where a wide scene's
+three rows would not fit into memory.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -77,26 +76,6 @@ def assemble(grid: Grid, key: TileKey, fetch: Fetch) -> Cells:
         canvas.scales[into] = latent.scales[out_of]
     assert canvas is not None  # a tile is its own neighbour
     return canvas
-
-
-class LatentCache:
-    """The latents used last, up to `limit` bytes; `load` makes those that are not here."""
-
-    def __init__(self, load: Fetch, *, limit: int) -> None:
-        self._load, self._limit, self._bytes = load, limit, 0
-        self._kept: OrderedDict[TileKey, Cells] = OrderedDict()
-
-    def __call__(self, key: TileKey) -> Cells:
-        if key in self._kept:
-            self._kept.move_to_end(key)
-            return self._kept[key]
-        latent = self._load(key)
-        cells = Cells(latent.values, latent.scales)
-        self._kept[key] = cells
-        self._bytes += cells.nbytes
-        while self._bytes > self._limit and len(self._kept) > 1:
-            self._bytes -= self._kept.popitem(last=False)[1].nbytes
-        return cells
 
 
 class Bytes(Protocol):

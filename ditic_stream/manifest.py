@@ -65,11 +65,19 @@ class SourceRef:
     """Base name, no path."""
     size: int
     """Bytes."""
-    sha256: str
+    sha256: str | None = None
+    """Of a file on the machine that compressed it, and of one elsewhere whose server gives no ETag."""
+    etag: str | None = None
+    """The strong ETag, without quotes, of a file elsewhere.  There is one of the two."""
     metadata: Json = field(default_factory=dict)
     """What a writer needs to give the file's tags back."""
     warnings: tuple[str, ...] = ()
     """What of the source is not kept, a sentence each."""
+
+    @property
+    def identity(self) -> str | None:
+        """What tells the file from others of its name and size."""
+        return self.sha256 or self.etag
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +115,7 @@ class Manifest:
             "grid": {**_plain(self.grid), "shard": self.shard},
             "model": _plain(self.model),
             "q": self.q,
-            "source": self.source.sha256,
+            "source": self.source.identity,
         }
         return hashlib.sha256(canonical_json(settings)).digest()[:8]
 
@@ -118,7 +126,7 @@ class Manifest:
 
     def to_json(self) -> Json:
         """The JSON object `ditic`.  Raises ConfigError when a field breaks the schema."""
-        source = _plain(self.source)
+        source = {name: value for name, value in _plain(self.source).items() if value is not None}
         source["warnings"] = list(self.source.warnings)
         packed = _deflate(self.source.metadata)
         if packed is not None:
@@ -232,7 +240,8 @@ def _build(document: Json, attributes: Json) -> Manifest:
         source=SourceRef(
             name=source["name"],
             size=int(source["size"]),
-            sha256=source["sha256"],
+            sha256=source.get("sha256"),
+            etag=source.get("etag"),
             metadata=source["metadata"] if packed is None else _inflate(packed),
             warnings=tuple(source["warnings"]),
         ),

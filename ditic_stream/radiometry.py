@@ -12,6 +12,7 @@ data, what the mask says, all levels of alpha.  Knows numbers; knows nothing of 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -168,21 +169,42 @@ def from_network(units: Floats, planes: Bytes, radiometry: Radiometry) -> Array:
     back as nodata moves to the nearest other value; nodata, NaN, infinities and hidden pixels are restored exactly.
     """
     bands = units.reshape(-1, *units.shape[2:])[: len(radiometry.bands)]
-    dtype = np.dtype(radiometry.dtype)
-    out = np.empty(bands.shape, dtype)
+    return _settled(
+        (one.astype(np.float64) * band.scale + band.offset for one, band in zip(bands, radiometry.bands, strict=True)),
+        planes,
+        radiometry,
+    )
+
+
+def from_values(values: npt.NDArray[np.float64], planes: Bytes, radiometry: Radiometry) -> Array:
+    """The pixels (bands, rows, columns) of values in the scene's own units, such as means of pixels; else the same."""
+    if len(values) != len(radiometry.bands):
+        raise WindowError(f"values {values.shape} do not fit {len(radiometry.bands)} bands")
+    return _settled(iter(values), planes, radiometry)
+
+
+def _settled(values: Iterator[npt.NDArray[np.float64]], planes: Bytes, radiometry: Radiometry) -> Array:
+    """Values in the scene's units, a band at a time, as pixels of its type, planes applied."""
+    out = np.empty((len(radiometry.bands), *planes.shape[1:]), np.dtype(radiometry.dtype))
     _check_shapes(out, planes, radiometry)
     covered = _covered(planes, radiometry) if radiometry.planes else None
-    for number, band in enumerate(radiometry.bands):
-        exact = bands[number].astype(np.float64) * band.scale + band.offset
-        exact = np.fmax(np.fmin(exact, band.high), band.low)  # fmin and fmax also replace NaN, should a network emit it
-        out[number] = np.rint(exact) if dtype.kind != "f" else exact
-        _avoid(out[number], exact, band)
+    for number, (exact, band) in enumerate(zip(values, radiometry.bands, strict=True)):
+        out[number] = pixels_of(exact, band, out.dtype)
         if covered is not None and band.hidden is not None:
             out[number][covered] = band.hidden
         codes = _validity(planes, radiometry, number)
         if codes is not None and codes.any():
             _restore(out[number], codes, band.nodata)
     return out
+
+
+def pixels_of(exact: npt.NDArray[np.float64], band: Band, dtype: Any) -> Array:
+    """Values of one band, in its own units, as coded pixels of `dtype`: in its range, rounded, and never nodata."""
+    exact = np.fmax(np.fmin(exact, band.high), band.low)  # fmin and fmax also replace NaN, should a network emit it
+    kind = np.dtype(dtype)
+    pixels = (np.rint(exact) if kind.kind != "f" else exact).astype(kind)
+    _avoid(pixels, exact, band)
+    return pixels
 
 
 def _avoid(pixels: Array, exact: Array, band: Band) -> None:
@@ -244,10 +266,12 @@ __all__ = [
     "alpha_of",
     "blocks",
     "from_network",
+    "from_values",
     "join_alpha",
     "mask_of",
     "needs_survey",
     "outside",
+    "pixels_of",
     "planes",
     "read_window",
     "survey",

@@ -106,7 +106,7 @@ class Tables:
         return (total - np.repeat(np.arange(len(self)) * TOTAL, self._sizes)).astype(np.uint32)
 
     @cached_property
-    def _slots(self) -> NDArray[np.uint32]:
+    def slots(self) -> NDArray[np.uint32]:
         """What a decoder needs of each slot of each table: count << 16 | slot - start.  256 KB a table."""
         slots = np.arange(len(self) * TOTAL, dtype=np.uint32) & np.uint32(TOTAL - 1)
         return (np.repeat(self._counts.astype(np.uint32), self._counts) << np.uint32(16)) | (
@@ -119,7 +119,8 @@ class Tables:
         entries = np.arange(self._counts.size) - np.repeat(self._first, self._sizes)
         return np.repeat(entries.astype(np.uint16), self._counts)
 
-    def _checked(self, indexes: ArrayLike) -> NDArray[np.int64]:
+    def checked(self, indexes: ArrayLike) -> NDArray[np.int64]:
+        """Table indexes as int64, flat; ConfigError when one names no table."""
         flat = np.asarray(indexes).reshape(-1)
         if flat.size and not 0 <= int(flat.min()) <= int(flat.max()) < len(self):
             raise ConfigError(
@@ -138,7 +139,7 @@ def encode(parts: Sequence[Part], tables: Tables, lanes: int) -> tuple[bytes, by
     prepared: list[tuple[Array, Array]] = []
     escaped: list[Array] = []
     for symbols, indexes in parts:
-        chosen = tables._checked(indexes)
+        chosen = tables.checked(indexes)
         values = np.asarray(symbols).reshape(-1)
         if values.size != chosen.size or (values.size and not _LOW <= int(values.min()) <= int(values.max()) <= _HIGH):
             raise ConfigError(f"{values.size} symbols for {chosen.size} table indexes; give as many, inside int32")
@@ -200,20 +201,24 @@ class Decoder:
         _check_lanes(lanes)
         if len(words) % 2 or len(words) < STATE_BYTES * lanes:
             raise FormatError(f"{len(words)} bytes of words are not whole words with {lanes} states before them")
-        self._tables, self._lanes = tables, lanes
-        self._state = np.frombuffer(words, dtype="<u4", count=lanes).astype(np.uint32)
-        if int(self._state.min()) < TOTAL:
-            raise FormatError(f"a state starts at {self._state.min()}, below {TOTAL}")
-        self._words = np.frombuffer(words, dtype="<u2", offset=STATE_BYTES * lanes).astype(np.uint32)
-        self._at = 0
+        self.tables, self.lanes = tables, lanes
+        self.state: Array = np.frombuffer(words, dtype="<u4", count=lanes).astype(np.uint32)
+        if int(self.state.min()) < TOTAL:
+            raise FormatError(f"a state starts at {self.state.min()}, below {TOTAL}")
+        self.words = np.frombuffer(words, dtype="<u2", offset=STATE_BYTES * lanes).astype(np.uint32)
+        self.at = 0
         self._escapes = _EscapeReader(escapes)
 
     def pull(self, indexes: ArrayLike) -> NDArray[np.int32]:
         """The next part: as many symbols (int32) as there are table indexes (uint8), in their order."""
-        tables = self._tables
-        chosen = tables._checked(indexes)
+        chosen = self.tables.checked(indexes)
         keys = chosen << PRECISION
         self._pull(keys)
+        return self.symbols(chosen, keys)
+
+    def symbols(self, chosen: NDArray[np.int64], keys: NDArray[np.int64]) -> NDArray[np.int32]:
+        """The symbols of a part: `chosen`, its tables, and table << 16 plus slot of each; escapes are read."""
+        tables = self.tables
         entries = tables._entries.take(keys)
         values = tables._lows.take(chosen) + entries
         for position in np.flatnonzero(entries == tables._sizes.take(chosen) - 1).tolist():
@@ -222,13 +227,13 @@ class Decoder:
 
     def _pull(self, keys: NDArray[np.int64]) -> None:
         """Step through one part; `keys` comes with table << 16 and leaves with the slot added."""
-        lanes, words, at, end = self._lanes, self._words, self._at, self._words.size
-        state: Array = self._state
+        lanes, words, at, end = self.lanes, self.words, self.at, self.words.size
+        state: Array = self.state
         sixteen, mask, bottom = np.uint32(PRECISION), np.uint32(TOTAL - 1), np.uint32(TOTAL)
         high, found, offset = np.empty_like(state), np.empty_like(state), np.empty_like(state)
         empty: Array = np.empty(lanes, dtype=bool)
         low: Array
-        low, take = _low_halves(state), self._tables._slots.take
+        low, take = _low_halves(state), self.tables.slots.take
         right, left, both, multiply, add, less = (
             np.right_shift, np.left_shift, np.bitwise_and, np.multiply, np.add, np.less,
         )  # fmt: skip
@@ -253,13 +258,13 @@ class Decoder:
                     raise FormatError(f"the {end} words end {keys.size - first} symbols before the part does")
                 state[needy] = left(state[needy], sixteen) | words[at : at + needy.size]
                 at += needy.size
-        self._at = at
+        self.at = at
 
     def finish(self) -> None:
         """Check that all words and escapes are used and the states are back at their start; FormatError if not."""
-        if self._at != self._words.size:
-            raise FormatError(f"{self._words.size - self._at} words are left over")
-        if bool((self._state != TOTAL).any()):
+        if self.at != self.words.size:
+            raise FormatError(f"{self.words.size - self.at} words are left over")
+        if bool((self.state != TOTAL).any()):
             raise FormatError("the states do not return to their start: words or tables are not those of the encoder")
         self._escapes.finish()
 

@@ -18,18 +18,19 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from ditic_stream._paths import local_path
+from ditic_stream._files import LocalFile, Readable
+from ditic_stream._paths import Name, Place, Uri, place_of
+from ditic_stream._remote import RemoteFile, exists
 from ditic_stream._tiff_geo import geo_of
 from ditic_stream._tiff_layout import Layout, join_channels, layout_of, sort_pages
 from ditic_stream._tiff_segments import TiffRaster
-from ditic_stream._tiff_tags import Ifd, LocalFile, Readable, branches_to_json, fields_to_json, read_ifds
+from ditic_stream._tiff_tags import Ifd, branches_to_json, fields_to_json, read_ifds
 from ditic_stream.errors import SourceError
 from ditic_stream.geometry import Window
 
@@ -59,7 +60,8 @@ class Raster(Protocol):
 class Source:
     """A scene that is open for reading; a context manager.  Workers open their own by the same uri.
 
-    name: base name of the file.  size: its bytes.  height, width: pixels.  bands: samples of a pixel less alpha.
+    name: base name of the file.  size: its bytes.  etag: what tells it from others of its name where it is not on this
+    machine and its server says so, None elsewhere.  height, width: pixels.  bands: samples of a pixel less alpha.
     dtype: "uint8", "uint16", "int16" or "float32", the type that comes back.
     nodata: per band, the value that marks a pixel without data, None where the type cannot hold the stated one.
     alpha: where the alpha band lies, or None.  has_mask: the file says of each pixel whether it is valid.
@@ -81,9 +83,10 @@ class Source:
         mask: Raster | None,
         metadata: dict[str, Any],
         warnings: tuple[str, ...],
+        etag: str | None = None,
         checker: Callable[[], None] | None = None,
     ) -> None:
-        self.name, self.size, self._file = name, file.size, file
+        self.name, self.size, self.etag, self._file = name, file.size, etag, file
         self.height, self.width, self.dtype = height, width, dtype
         self.bands = samples - (alpha is not None)
         self.alpha, self.has_mask, self.metadata, self.warnings = alpha, mask is not None, metadata, warnings
@@ -165,19 +168,21 @@ class Source:
             raise SourceError(f"{self.name}: reading it needs more memory than there is") from error
 
 
-def open_source(uri: str | Path, *, expand_palette: bool = False, checked: bool = False) -> Source:
-    """Open a scene by its path or file:// URI.
+def open_source(uri: Name, *, expand_palette: bool = False, checked: bool = False, etag: str | None = None) -> Source:
+    """Open a scene by its path or URI; of what is not on this machine only the ranges are read that are needed.
 
     expand_palette: turn the indexes of a palette picture into RGB, which is what comes back then.
-    checked: another process has called `check`, which takes time and memory, and this one need not.
+    checked: another process has called `check`, which takes time and memory, and looked at what lies beside the file;
+    this one need not.  etag: what that process found; SourceError when the file is another by now.
     Raises SourceError, one sentence with advice, when the file cannot be read, or could not be given back as it was.
     """
-    path = local_path(uri)
-    file = LocalFile(path)
+    path = place_of(uri)
+    file = _file(path, etag)
+    found = file.etag if isinstance(file, RemoteFile) else None
     try:
         head = file.read_at(0, 16)
         if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-            return _open_tiff(path, file, expand_palette)
+            return _open_tiff(path, file, found, expand_palette, checked)
         if head[:8] == b"\x89PNG\r\n\x1a\n" or head[:3] == b"\xff\xd8\xff":
             from ditic_stream._picture import open_picture
 
@@ -187,7 +192,8 @@ def open_source(uri: str | Path, *, expand_palette: bool = False, checked: bool 
                 name=path.name, file=file, raster=picture, height=picture.height, width=picture.width,
                 samples=picture.samples, dtype=picture.dtype, nodata=None, mask=None, metadata=picture.metadata,
                 alpha=AlphaInfo(picture.samples - 1, picture.dtype, False) if picture.has_alpha else None,
-                warnings=picture.warnings + _sidecars(path), checker=picture.check,
+                warnings=picture.warnings + (() if checked else _sidecars(_beside(path))), etag=found,
+                checker=picture.check,
             )  # fmt: skip
         raise SourceError("the file is neither TIFF, PNG nor JPEG; convert it first, e.g. with gdal_translate")
     except SourceError as error:
@@ -201,10 +207,22 @@ def open_source(uri: str | Path, *, expand_palette: bool = False, checked: bool 
         raise
 
 
-def _open_tiff(path: Path, file: Readable, expand_palette: bool) -> Source:
+def _file(path: Place, etag: str | None) -> Readable:
+    """The file, wherever it is."""
+    if not isinstance(path, Uri):
+        return LocalFile(path)
+    file = RemoteFile(path)
+    if etag is not None and file.etag != etag:
+        file.close()
+        raise SourceError(f"{path} changed while it was being read; run the same command again")
+    return file
+
+
+def _open_tiff(path: Place, file: Readable, etag: str | None, expand_palette: bool, checked: bool) -> Source:
     pages = sort_pages(read_ifds(file))
-    _no_mask_beside(path)
-    notes = [*pages.notes, *_sidecars(path)]
+    beside = [] if checked else _beside(path)
+    _no_mask(beside)
+    notes = [*pages.notes, *_sidecars(beside)]
     palette = pages.scene.number(262, 1) == 3 and expand_palette
     layout = layout_of(pages.scene, palette=palette)
     if len(pages.channels) > 1:
@@ -248,7 +266,7 @@ def _open_tiff(path: Path, file: Readable, expand_palette: bool) -> Source:
     }
     return Source(
         name=path.name, file=file, raster=raster, height=layout.height, width=layout.width, samples=samples,
-        dtype=dtype, alpha=alpha, nodata=nodata, mask=mask, metadata=metadata, warnings=tuple(notes),
+        dtype=dtype, alpha=alpha, nodata=nodata, mask=mask, metadata=metadata, warnings=tuple(notes), etag=etag,
     )  # fmt: skip
 
 
@@ -287,17 +305,26 @@ def _sparse_fill(nodata: float | int | None) -> float | int:
     return 0 if nodata is None else nodata
 
 
-def _no_mask_beside(path: Path) -> None:
-    for name in (f"{path.name}.msk", f"{path.stem}.msk"):
-        if path.with_name(name).exists():
+def _beside(path: Place) -> list[str]:
+    """The names of the masks and sidecars that lie beside the file, masks first."""
+    names = [f"{path.name}.msk", f"{path.stem}.msk", f"{path.name}.aux.xml"]
+    names += [f"{path.stem}{suffix}" for suffix in (".tfw", ".pgw", ".jgw", ".wld")]
+    names = [name for name in dict.fromkeys(names) if name != path.name]
+    if isinstance(path, Uri):
+        return [uri.name for uri in exists([path.with_name(name) for name in names])]
+    return [name for name in names if path.with_name(name).exists()]
+
+
+def _no_mask(beside: list[str]) -> None:
+    for name in beside:
+        if name.endswith(".msk"):
             raise SourceError(
                 f"{name} beside the file holds a mask, which would be lost; run gdal_translate once to join them"
             )
 
 
-def _sidecars(path: Path) -> tuple[str, ...]:
-    names = (f"{path.name}.aux.xml", f"{path.stem}.tfw", f"{path.stem}.pgw", f"{path.stem}.jgw", f"{path.stem}.wld")
-    found = [name for name in dict.fromkeys(names) if path.with_name(name).exists()]
+def _sidecars(beside: list[str]) -> tuple[str, ...]:
+    found = [name for name in beside if not name.endswith(".msk")]
     return (f"{', '.join(found)} beside the file is not kept",) if found else ()
 
 

@@ -75,6 +75,7 @@ def summary(archive: Archive) -> dict[str, Any]:
             "name": source.name,
             "size": source.size,
             "sha256": source.sha256,
+            "etag": source.etag,
             "not_kept": list(source.warnings),
         },
         "software": manifest.software,
@@ -89,6 +90,7 @@ def summary(archive: Archive) -> dict[str, Any]:
 def lines(facts: dict[str, Any]) -> list[str]:
     """The summary for people."""
     placed, source = "none", facts["source"]
+    identity = f"sha256 {source['sha256'][:16]}..." if source["sha256"] else f"ETag {source['etag']}"
     if facts["epsg"] or facts["transform"]:
         corner = facts["transform"]
         placed = f"EPSG:{facts['epsg']}" if facts["epsg"] else "CRS without an EPSG code, or none"
@@ -108,7 +110,7 @@ def lines(facts: dict[str, Any]) -> list[str]:
         f"overlap {facts['overlap']} px",
         f"model      {facts['model']}, quality {facts['quality']}, weights {facts['weights'][:16]}... "
         f"({facts['weights_licence']})",
-        f"source     {source['name']}, {source['size']} bytes, sha256 {source['sha256'][:16]}...",
+        f"source     {source['name']}, {source['size']} bytes, {identity}",
         *(f"not kept   {sentence}" for sentence in source["not_kept"]),
         f"written by {facts['software']}, archive {facts['archive_id']}, format {facts['format']}",
     ]

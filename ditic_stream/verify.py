@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from ditic_stream._layout import group_document
+from ditic_stream._paths import Name
 from ditic_stream._shard import Problem
 from ditic_stream._store import GROUP
 from ditic_stream._zip import ZipStore, zip_pieces
@@ -81,7 +81,7 @@ class Report:
         }
 
 
-def verify(path: str | Path | Archive, progress: Progress | None = None, check: Check | None = None) -> Report:
+def verify(path: Name | Archive, progress: Progress | None = None, check: Check | None = None) -> Report:
     """Check every byte of an archive.  Damage is reported, never raised; SourceError alone says there is no archive.
 
     progress: called with (bytes done, bytes of all objects) after each shard.  check: called with every sound record of
@@ -106,6 +106,7 @@ def _verify(archive: Archive, progress: Progress | None, check: Check | None) ->
     cap = 0
     present = {shard for shard in map(archive.layout.shard_of, found) if shard is not None}
     for shard in sorted(present):
+        archive.fetch_shard(shard)
         reader = archive.shard(shard)
         problems += reader.problems()
         cap = max(cap, reader.cap())

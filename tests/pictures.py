@@ -23,13 +23,14 @@ def landscape(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.clip(picture + rng.normal(0, 4, picture.shape), 0, 255).astype(np.uint8)
 
 
-def write_scene(path: Path, pixels: np.ndarray) -> Path:
+def write_scene(path: Path, pixels: np.ndarray, nodata: int | None = None) -> Path:
     """(rows, columns, bands) as a GeoTIFF placed in UTM zone 33N."""
     import tifffile
 
     rgb = pixels.ndim == 3 and pixels.shape[2] == 3
     tifffile.imwrite(
         path, pixels, tile=(128, 128), photometric="rgb" if rgb else "minisblack", planarconfig="contig",
-        compression="deflate", metadata=None, extratags=GEO_TAGS,
+        compression="deflate", metadata=None,
+        extratags=[*GEO_TAGS, *([] if nodata is None else [(42113, "s", 0, str(nodata), True)])],
     )  # fmt: skip
     return path

@@ -27,7 +27,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numcodecs import zstd
 
-from ditic_stream import _shard, _store, _writer, _zip
+from ditic_stream import _destination, _shard, _store, _zip
 from ditic_stream.archive import (
     Archive,
     ArchiveWriter,
@@ -978,7 +978,7 @@ def test_the_lock_is_free_again_whatever_fails(tmp_path: Path, monkeypatch: pyte
     def fail(*_: Any) -> None:
         raise StorageError("no room")
 
-    monkeypatch.setattr(_writer, "write_object", fail)
+    monkeypatch.setattr(_destination, "write_object", fail)
     with pytest.raises(StorageError):
         create_archive(tmp_path / "a.ditic", manifest())
     monkeypatch.undo()

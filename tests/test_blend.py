@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ditic_stream.blend import Blender, ramp, windows_of
+from ditic_stream.blend import Blender, cut, ramp, weighted, windows_of
 from ditic_stream.config import GridConfig
 from ditic_stream.errors import ConfigError
 from ditic_stream.geometry import TileKey, Window
@@ -152,3 +152,26 @@ def test_windows_out_of_order_or_of_another_shape_are_refused() -> None:
         Blender(grid, range(3), range(3), 1).add(TileKey(0, 0), np.zeros((1, 32, 32), np.float32))
     with pytest.raises(ConfigError, match="outside the grid"):
         Blender(grid, range(4), range(3), 1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(grids(), st.data())
+def test_a_window_cut_alone_has_the_bits_of_the_whole(grid: Grid, data: st.DataObject) -> None:
+    whole, _ = blend(grid, range(grid.rows), range(grid.cols))
+    row, col = data.draw(st.integers(0, grid.height - 1)), data.draw(st.integers(0, grid.width - 1))
+    height, width = data.draw(st.integers(1, grid.height - row)), data.draw(st.integers(1, grid.width - col))
+    window = Window(row=row, col=col, height=height, width=width)
+    rows, cols = windows_of(grid, window)
+    keys = [TileKey(row, col) for row in rows for col in cols]
+
+    def part(key: TileKey) -> np.ndarray:
+        pixels = render(grid, key)[(slice(None), *weighted(grid, key).slices(grid.decode_window(key)))]
+        pixels.flags.writeable = False
+        return pixels
+
+    at = row
+    for piece, pixels in cut(grid, window, map(part, keys)):
+        assert (piece.row, piece.col, piece.width) == (at, col, width)
+        assert (pixels == whole[(slice(None), *piece.slices(grid.scene))]).all()
+        at = piece.row_end
+    assert at == window.row_end

@@ -185,3 +185,28 @@ def test_requantiser_rounds_half_up() -> None:
     layer = ExactLayer(torch.tensor([[[[1]]]]), torch.zeros(1, 1, dtype=torch.int32), torch.tensor([2]), 127)
     x = torch.tensor([-6.0, -2.0, 1.0, 2.0, 6.0]).reshape(1, 1, 1, 5)
     assert layer(x, 0, -127, 127).flatten().tolist() == [-1, 0, 0, 1, 2]
+
+
+def test_several_tiles_at_once_are_those_of_each_alone(model: EntropyModel) -> None:
+    coded = []
+    for seed, gain in enumerate((1, 30, 0.01, 4)):
+        z, steps = _tile(model, 9, 14, groups=2, seed=seed)
+        coded.append(model.push(z, steps * np.float32(gain), 37))
+    together = model.pull_many(coded, 2, 9, 14, 37)
+    for one, latent in zip(coded, together, strict=True):
+        alone = model.pull(one, 2, 9, 14, 37)
+        assert (latent.values == alone.values).all() and (latent.scales == alone.scales).all()
+    with pytest.raises(DesyncError, match="checksum"):
+        model.pull_many([*coded, replace(coded[0], symbols_crc=coded[0].symbols_crc ^ 1)], 2, 9, 14, 37)
+
+
+def test_the_leading_channels_alone_are_those_of_the_whole_and_know_when_words_end(model: EntropyModel) -> None:
+    coded = [model.push(*_tile(model, 9, 14, groups=2, seed=seed), 37) for seed in range(3)]
+    lead = model.pull_many(coded, 2, 9, 14, 37, coarse=True)
+    for one, latent in zip(coded, lead, strict=True):
+        whole = model.pull(one, 2, 9, 14, 37).values
+        assert (latent.values == whole[:, : model.config.context or model.config.latent]).all()
+    short = replace(coded[1], words=coded[1].words[: len(coded[1].words) // 8 // 2 * 2])
+    for many in ([short], [coded[0], short]):
+        with pytest.raises(DesyncError, match="do not decode"):
+            model.pull_many(many, 2, 9, 14, 37, coarse=True)

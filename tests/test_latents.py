@@ -12,7 +12,7 @@ from ditic_stream.config import GridConfig
 from ditic_stream.errors import FormatError
 from ditic_stream.executors import SerialExecutor
 from ditic_stream.geometry import TileKey, Window, cells
-from ditic_stream.latents import Cells, LatentCache, LatentSpool, assemble
+from ditic_stream.latents import Cells, LatentSpool, assemble
 from ditic_stream.tiling import Grid
 
 GROUPS, CHANNELS = 2, 3
@@ -59,27 +59,6 @@ def test_latents_of_a_wrong_shape_are_refused_with_the_tile_that_has_them() -> N
 
     with pytest.raises(FormatError, match=r"tile 0,1: .*\(8, 8\) cells are due"):
         assemble(grid, TileKey(0, 0), fetch)
-
-
-def test_cache_loads_each_tile_once_while_its_limit_holds_and_forgets_the_oldest() -> None:
-    grid = Grid(height=256, width=1024, config=GridConfig(tile=256, overlap=64))
-    whole, loaded = scene_latents(grid), []
-
-    def load(key: TileKey) -> Cells:
-        loaded.append(key.col)
-        return cut(whole, grid.latent_core(key))
-
-    one = cut(whole, grid.latent_core(TileKey(0, 0))).nbytes
-    cache = LatentCache(load, limit=2 * one)
-    for col in (0, 1, 0, 2, 0, 1):
-        assert same(cache(TileKey(0, col)), cut(whole, grid.latent_core(TileKey(0, col))))
-    assert loaded == [0, 1, 2, 1]
-
-
-def test_cache_keeps_the_one_in_use_even_when_it_is_over_the_limit() -> None:
-    grid = Grid(height=256, width=256, config=GridConfig(tile=256, overlap=0))
-    cache = LatentCache(lambda key: cut(scene_latents(grid), grid.latent_core(key)), limit=1)
-    assert cache(TileKey(0, 0)) is cache(TileKey(0, 0))
 
 
 @settings(max_examples=20, deadline=None)

@@ -188,7 +188,7 @@ def test_progress_rises_to_the_area_of_the_window(scenes: list[tuple[Path, np.nd
 indexes = st.one_of(
     st.integers(-60, 59),
     st.slices(60),
-).filter(lambda index: isinstance(index, int) or index.step is None or index.step > 0)
+)
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +217,7 @@ def test_a_scene_looks_like_an_array(small: tuple[Path, np.ndarray]) -> None:
         assert (np.asarray(scene) == expected).all()
         assert np.asarray(scene, np.float32).dtype == np.float32
         assert (scene.crs, scene.transform) == (None, None)
-        for bad in [60, -61, (0, 60), (0, 0, 3), (0, 0, 0, 0), slice(None, None, -1), "x", [1, 2]]:
+        for bad in [60, -61, (0, 60), (0, 0, 3), (0, 0, 0, 0), (..., ...), "x", [1, 2], None, True, np.array([True])]:
             with pytest.raises(IndexError):
                 scene[bad]
         with pytest.raises(WindowError, match="60 x 60"):

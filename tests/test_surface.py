@@ -22,6 +22,10 @@ PACKAGE_OF = {
     "pytorch_msssim": "pytorch-msssim",
     "skimage": "scikit-image",
     "PIL": "pillow",
+    "rio_tiler": "rio-tiler",
+    "rio_cogeo": "rio-cogeo",
+    "ome_zarr_models": "ome-zarr-models",
+    "titiler": "titiler.core",
 }
 
 
@@ -69,7 +73,7 @@ def declared(lines: list[str]) -> set[str]:
 def test_every_import_is_declared_and_every_declaration_is_used():
     extras = PROJECT["project"]["optional-dependencies"]
     required = declared(PROJECT["project"]["dependencies"])
-    optional = {name for extra in ("gpu", "ray", "geo", "paper", "train") for name in declared(extras[extra])}
+    optional = {name for extra in extras if extra != "dev" for name in declared(extras[extra])}
     needed = {
         PACKAGE_OF.get(name, name)
         for folder in SOURCES.values()
@@ -77,12 +81,14 @@ def test_every_import_is_declared_and_every_declaration_is_used():
         if name not in sys.stdlib_module_names and name not in ("ditic_stream", "__future__")
     }
     assert needed - optional == required
+    folders = ("tests", "examples", "benchmarks")
+    ours = {path.stem for folder in folders for path in (ROOT / folder).glob("*.py")}
     around = {
         PACKAGE_OF.get(name, name)
-        for folder in ("tests", "examples", "benchmarks")
+        for folder in folders
         for name, _ in imported(ROOT / folder)
         if name not in sys.stdlib_module_names
-        and not list((ROOT / folder).glob(f"{name}.py"))
+        and name not in ours
         and name not in ("ditic_stream", "benchmarks")
     }
     assert around <= required | optional | declared(extras["dev"])
@@ -120,6 +126,9 @@ def test_wheel_carries_schemas_weights_and_the_type_marker(tmp_path):
     names = set(zipfile.ZipFile(wheel).namelist())
     wanted = {"ditic_stream/py.typed", "ditic_stream/schemas/archive-1.json", "ditic_stream/workers/__init__.py"}
     wanted.add("ditic_stream/models/paper/official.json")
+    static = ROOT / "ditic_stream/doors/server/static"
+    wanted |= {f"ditic_stream/doors/server/static/{file.name}" for file in static.iterdir()}
+    assert any(name.endswith("openseadragon.LICENSE.txt") for name in wanted)
     wanted |= {f"ditic_stream/weights/{file.name}" for file in (ROOT / "ditic_stream/weights").glob("*.safetensors")}
     assert wanted <= names
     assert any(name.startswith("ditic_stream/weights/") for name in names)

@@ -13,10 +13,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
-from ditic_stream._paths import local_path
+from ditic_stream._paths import Uri, local_path, place_of
 from ditic_stream.errors import DiticError, TaskError
 from ditic_stream.executors import Executor, Note, OnFailure, OnNote, SerialExecutor, Task
 from ditic_stream.geometry import Window
@@ -158,8 +157,8 @@ def _decompress(
 
 
 def _region(job: Job, executor: Executor, device: str, progress: Progress | None, overwrite: bool) -> dict[str, Any]:
+    from ditic_stream._ground import Ground
     from ditic_stream.archive import open_archive
-    from ditic_stream.cutout import window_of
     from ditic_stream.regions import decompress
 
     settings = {**job.settings, "overwrite": overwrite or job.settings.get("overwrite", False)}
@@ -168,7 +167,7 @@ def _region(job: Job, executor: Executor, device: str, progress: Progress | None
         window = Window(row=pixels[1], col=pixels[0], height=pixels[3], width=pixels[2])
     else:
         with open_archive(job.source) as archive:
-            window = window_of(archive, tuple(bbox), crs)
+            window = Ground.of(archive.manifest, archive.path.name).window_of(tuple(bbox), crs)
     result = decompress(
         job.source, job.out, window=window, device=device, executor=executor, progress=progress, **settings
     )
@@ -231,8 +230,6 @@ def _size(archive: str) -> int:
 
 
 def is_there(job: Job) -> bool:
-    """True when the output of a job exists; a job without one counts as there."""
-    try:
-        return not job.out or Path(local_path(job.out)).exists()
-    except DiticError:
-        return True  # not on this machine: the journal is believed
+    """True when the output of a job exists; a job without one counts as there, and one elsewhere: the journal knows."""
+    place = place_of(job.out) if job.out else None
+    return True if place is None or isinstance(place, Uri) else place.exists()

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ditic_stream import console
-from ditic_stream._paths import local_path
+from ditic_stream._paths import local_path, place_of
 from ditic_stream.verbs.options import (
+    FORMAT_ENDINGS,
     Archive,
     Device,
+    Format,
     Json,
     OnError,
     Overwrite,
@@ -32,11 +34,11 @@ from ditic_stream.verbs.options import (
 def compress(
     context: typer.Context,
     scene: Annotated[
-        Path, typer.Argument(parser=local_path, help="The scene: TIFF of any ordinary kind, PNG or JPEG.")
+        Any, typer.Argument(parser=place_of, help="The scene, path or URI: TIFF of any ordinary kind, PNG or JPEG.")
     ],
     archive: Annotated[
-        Path | None,
-        typer.Argument(parser=local_path, help="NAME.ditic or NAME.ditic.zip (default: SCENE with .ditic)."),
+        Any,
+        typer.Argument(parser=place_of, help="NAME.ditic or NAME.ditic.zip, path or URI (default: SCENE with .ditic)."),
     ] = None,
     quality: Annotated[
         int | None, typer.Option(min=1, max=100, help="1 (smallest) to 100 (best); 50 unless --bpp or --size is given.")
@@ -111,9 +113,11 @@ def decompress(
     out: Annotated[
         Path | None,
         typer.Argument(
-            parser=local_path, help="NAME.tif, NAME.zarr, NAME.png or NAME.npy (default: NAME.decoded.tif)."
+            parser=local_path,
+            help="NAME.tif, .cog.tif, .btf (BigTIFF), .zarr, .ome.zarr, .png or .npy (default: NAME.decoded.tif).",
         ),
     ] = None,
+    format: Format = None,
     workers: Workers = None,
     device: Device = "cpu",
     on_error: OnError = "stop",
@@ -130,15 +134,16 @@ def decompress(
     """
     from ditic_stream.regions import decompress as run
 
-    target = out or beside(archive, f"{stem(archive)}.decoded.tif")
+    name = f"{stem(archive)}.decoded{FORMAT_ENDINGS[format or 'tif']}"
+    target = out or local_path(beside(archive, name, here=True))
     with (
         console.interruptible(f"nothing was written to {target}; run the same command again"),
         executor_of(context, ray, ray_address, workers, device, quiet=quiet) as (executor, device),
         console.Progress("decompress", quiet=quiet) as progress,
     ):
         result = run(
-            archive, target, workers=workers, device=device, on_error=on_error, overwrite=overwrite, progress=progress,
-            executor=executor,
+            archive, target, workers=workers, device=device, on_error=on_error, format=format, overwrite=overwrite,
+            progress=progress, executor=executor,
         )  # fmt: skip
     report_damage(result, quiet)
     console.emit(
@@ -151,7 +156,9 @@ def region(
     archive: Archive,
     out: Annotated[
         Path,
-        typer.Argument(parser=local_path, help="NAME.tif, NAME.zarr, NAME.png or NAME.npy (rows, columns, bands)."),
+        typer.Argument(
+            parser=local_path, help="NAME.tif, .cog.tif, .btf, .zarr, .ome.zarr, .png or .npy (rows, columns, bands)."
+        ),
     ],
     window: Annotated[
         str | None, typer.Option(metavar="COL,ROW,WIDTH,HEIGHT", help="Pixels, counted from the upper left.")
@@ -165,6 +172,7 @@ def region(
     workers: Annotated[
         int, typer.Option(min=1, help="Processes; more than one pay for large windows. The bytes do not depend on it.")
     ] = 1,
+    format: Format = None,
     device: Device = "cpu",
     on_error: OnError = "stop",
     overwrite: Overwrite = False,
@@ -187,7 +195,7 @@ def region(
     with console.interruptible(f"nothing was written to {out}; run the same command again"):
         result = run(
             archive, out, window=pixels, bbox=bounds, bbox_crs=bbox_crs, device=device, workers=workers,
-            on_error=on_error, overwrite=overwrite,
+            on_error=on_error, format=format, overwrite=overwrite,
         )  # fmt: skip
     report_damage(result, quiet)
     console.emit(
@@ -247,7 +255,7 @@ def verify(
 
 
 def compare(
-    scene: Annotated[Path, typer.Argument(parser=local_path, help="The scene the archive was made from.")],
+    scene: Annotated[Any, typer.Argument(parser=place_of, help="The scene the archive was made from.")],
     archive: Archive,
     min_psnr: Annotated[float | None, typer.Option(help="Leave with 1 when PSNR is lower, dB.")] = None,
     min_ms_ssim: Annotated[float | None, typer.Option(help="Leave with 1 when MS-SSIM is lower.")] = None,

@@ -11,13 +11,14 @@ from typing import Annotated, Any, Literal
 import typer
 
 from ditic_stream import console
-from ditic_stream._paths import local_path
+from ditic_stream._paths import Place, Uri, place_of
 from ditic_stream.errors import ConfigError
 from ditic_stream.geometry import Window
 
 Archive = Annotated[
-    Path, typer.Argument(parser=local_path, help="An archive: a folder NAME.ditic or a file NAME.ditic.zip.")
+    Any, typer.Argument(parser=place_of, help="An archive, path or URI: a folder NAME.ditic or a file NAME.ditic.zip.")
 ]
+"""A Place, which typer knows no word for."""
 Json = Annotated[bool, typer.Option("--json", help="Print results as JSON, one object a line.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary; errors only.")]
 Workers = Annotated[
@@ -34,6 +35,15 @@ RayAddress = Annotated[
     str | None, typer.Option(metavar="ADDRESS", help='A Ray cluster that runs: "auto", HOST:PORT or ray://HOST:PORT.')
 ]
 Device = Annotated[str, typer.Option(help="Where the networks run: cpu or cuda.")]
+Format = Annotated[
+    Literal["tif", "bigtiff", "cog", "zarr", "ome-zarr", "png", "npy"] | None,
+    typer.Option(help="What to write, where the ending of the name does not say it: cog for a .tif, for one."),
+]
+FORMAT_ENDINGS = {
+    "tif": ".tif", "bigtiff": ".btf", "cog": ".cog.tif", "zarr": ".zarr", "ome-zarr": ".ome.zarr", "png": ".png",
+    "npy": ".npy",
+}  # fmt: skip
+"""How a result ends that gets its name from the archive's."""
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")]
 OnError = Annotated[
     Literal["stop", "fill"],
@@ -85,14 +95,17 @@ def fleet_line(executor: Any) -> str:
     return f"{len(usage)} actors on {nodes} nodes, {100 * busy:.0f} % busy" + (f"; {troubles}" if troubles else "")
 
 
-def beside(place: Path, name: str) -> Path:
-    """Where a result goes unless it is told."""
+def beside(place: Place, name: str, *, here: bool = False) -> Place:
+    """Where a result goes unless it is told: beside what it is made of, or into this folder if that is elsewhere and
+    cannot be written to; with `here`, also if it can."""
+    if isinstance(place, Uri):
+        return Path(name) if here or place.is_web else place.with_name(name)
     if place.name in ("", ".."):
         raise ConfigError(f"{place} is a folder without a name to make another of; name the output too")
     return place.with_name(name)
 
 
-def stem(archive: Path) -> str:
+def stem(archive: Place) -> str:
     """scene.ditic and scene.ditic.zip are archives of "scene"."""
     return archive.name.removesuffix(".zip").removesuffix(".ditic")
 

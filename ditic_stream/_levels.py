@@ -1,0 +1,321 @@
+"""Coarser views of a scene: level k has a pixel for each 2^k x 2^k pixels, whatever that costs least to make.
+
+In: a level and a window of its pixels.  Out: samples in the scene's own type, and the level's mask planes.
+Knows where each level comes from (docs/format.md, section 13, defines them); decoding and keeping is _loading's.
+
+    0        decoded pixels
+    1, 2     means of decoded pixels
+    3 .. 5   read out of the coarse latents (_overview)
+    6 ..     means of the stored preview; bands it does not have: means of level 5
+
+Weights without a readout: 3 is means of decoded pixels; 4 and 5 are the preview enlarged, and means of decoded pixels
+for bands that it does not have.
+
+What a mean is over, and how masks shrink, says _sight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ditic_stream import _sight as sight
+from ditic_stream._decoding import Damage, planes_of_tile
+from ditic_stream._loading import Loader
+from ditic_stream._overview import Readout, weight_of
+from ditic_stream._pyramid import coarser, count_of, finer, slices, tiles
+from ditic_stream._rendering import DAMAGE
+from ditic_stream._resampling import between
+from ditic_stream.archive import PREVIEW_SCALE
+from ditic_stream.blend import cut, windows_of
+from ditic_stream.errors import ConfigError
+from ditic_stream.geometry import CELL, TileKey, Window
+from ditic_stream.radiometry import Radiometry, alpha_of, from_network, from_values, pixels_of
+
+MIDDLE_LEVEL = 3
+CELL_LEVEL = CELL.bit_length() - 1
+PREVIEW_LEVEL = PREVIEW_SCALE.bit_length() - 1
+STRIP_PIXELS = 2**22
+"""Pixels of a source held while a strip of a level is made from it."""
+STRIP_CELLS = 2**16
+"""Cells of latents held while a strip of a level is read out of them, some 100 MB."""
+Array = NDArray[Any]
+Uint8 = NDArray[np.uint8]
+Strips = Iterator[tuple[Window, Array, Uint8]]
+"""Pieces of a window from top to bottom: where, bands (bands, rows, columns), planes (planes, rows, columns)."""
+
+
+class Levels:
+    """The levels of one open scene."""
+
+    def __init__(self, loader: Loader, radiometry: Radiometry, damage: Damage | None) -> None:
+        self._loader, self._radiometry, self._damage = loader, radiometry, damage
+        self._archive, self._grid = loader.archive, loader.grid
+        self.count = count_of(self._grid.height, self._grid.width)
+
+    def shape(self, level: int) -> tuple[int, int]:
+        """(rows, columns) of a level; ConfigError when there is none."""
+        if not 0 <= level < self.count:
+            raise ConfigError(f"level {level} is outside 0..{self.count - 1}")
+        return self.shape_at(level)
+
+    def shape_at(self, level: int) -> tuple[int, int]:
+        """The same, for levels that a small scene does not offer too."""
+        return -(-self._grid.height >> level), -(-self._grid.width >> level)
+
+    def read(self, level: int, window: Window, samples: Sequence[int]) -> tuple[Array, Uint8]:
+        """The samples (samples, rows, columns) of a window of the level's pixels, and its mask planes."""
+        window.within(*self.shape(level))
+        planes = np.empty((self._archive.layout.planes, *window.shape), np.uint8)
+        out = np.empty((len(samples), *window.shape), self._radiometry.dtype)
+        wanted = sorted({band for band in self._bands(samples) if band is not None})
+        for strips, bands in self._sources(level, window, wanted):
+            for part, found, below in strips:
+                at = part.slices(window)
+                planes[(slice(None), *at)] = below
+                for place, band in enumerate(self._bands(samples)):
+                    if band is not None and band in bands:
+                        out[(place, *at)] = found[bands.index(band)]
+        if not wanted:
+            planes = self.planes(level, window)
+        if self._radiometry.alpha in samples:
+            alpha = alpha_of(planes, self._radiometry)
+            out[[sample == self._radiometry.alpha for sample in samples]] = alpha
+        return out, planes
+
+    def _bands(self, samples: Sequence[int]) -> list[int | None]:
+        return [sight.band_of(sample, self._radiometry) for sample in samples]
+
+    def sight(self, planes: Uint8, samples: Sequence[int]) -> NDArray[np.bool_]:
+        """Which samples (samples, rows, columns) have a value and are visible, by planes that `read` gave."""
+        return sight.sight(planes, self._radiometry, samples)
+
+    def valid(self, level: int, window: Window) -> Uint8:
+        """The mask (rows, columns), 0 or 255, of a window of the level's pixels."""
+        window.within(*self.shape(level))
+        out = np.empty(window.shape, np.uint8)
+        rows = max(STRIP_PIXELS // (window.width << 2 * (level - _source(level))), 1)
+        for part in slices(window, rows):
+            out[part.slices(window)] = sight.dataset_mask(self.planes(level, part), self._radiometry)
+        return out
+
+    def planes(self, level: int, window: Window) -> Uint8:
+        """The mask planes (planes, rows, columns) of a window of the level's pixels."""
+        planes = np.zeros((self._archive.layout.planes, *window.shape), np.uint8)
+        if not len(planes):
+            return planes
+        kept = _source(level)
+        if kept < level:
+            below = self.planes(kept, finer(window, level - kept, *self.shape_at(kept)))
+            return sight.shrunk(below, self._radiometry, 1 << (level - kept))
+        side = self._grid.config.tile >> level
+        keys = tiles(window, side)
+        loader, kind = self._loader, f"planes{level}"
+        if level:
+            loader.fetch((), loader.missing(kind, keys))
+        made = loader.each(kind, keys, self._tile_planes(level)) if level else loader.planes(keys)
+        for key, found in zip(keys, made, strict=True):
+            whole = Window(row=key.row * side, col=key.col * side, height=found.shape[1], width=found.shape[2])
+            part = whole.intersect(window)
+            planes[(slice(None), *part.slices(window))] = found[(slice(None), *part.slices(whole))]
+        return planes
+
+    def settled(
+        self, values: NDArray[np.float64], seen: NDArray[np.bool_], nearest: Array, samples: Sequence[int]
+    ) -> Array:
+        """Values (samples, rows, columns) as pixels where something is in sight, `nearest` elsewhere."""
+        out = nearest.copy()
+        for place, sample in enumerate(samples):
+            band = sight.band_of(sample, self._radiometry)
+            if band is not None:
+                pixels = pixels_of(values[place], self._radiometry.bands[band], out.dtype)
+            else:
+                pixels = np.rint(values[place]).astype(out.dtype) if out.dtype.kind != "f" else values[place]
+            out[place] = np.where(seen[place], pixels, nearest[place])
+        return out
+
+    def _sources(self, level: int, window: Window, bands: list[int]) -> Iterator[tuple[Strips, list[int]]]:
+        """Where the bands of a level come from: the pieces of a window from top to bottom, and the bands they hold."""
+        stored = [band for band in bands if band < self._archive.layout.channels]
+        others = [band for band in bands if band not in stored]
+        model = self._archive.manifest.model
+        readable = weight_of(model.name, model.weights) is not None
+        if level < MIDDLE_LEVEL or (level == MIDDLE_LEVEL and not readable):
+            found = [(self._from_pixels, bands)]
+        elif level < PREVIEW_LEVEL and readable:
+            found = [(self._from_latents, bands)]
+        else:
+            preview = self._from_preview if level >= PREVIEW_LEVEL else self._from_preview_enlarged
+            latents = self._from_level_5 if readable else self._from_pixels
+            found = [(preview, stored), (latents, others)]
+        return ((make(level, window, some), some) for make, some in found if some)
+
+    def _from_pixels(self, level: int, window: Window, bands: Sequence[int]) -> Strips:
+        source = finer(window, level, self._grid.height, self._grid.width)
+        for piece, pixels, planes in _aligned(self._pixels(source), 1 << level, source.row_end):
+            row, end = piece.row >> level, -(-piece.row_end >> level)
+            part = Window(row=row, col=window.col, height=end - row, width=window.width)
+            if level:
+                below = self.planes(level, part)
+                means = self._means(pixels, planes, 1 << level)
+                yield part, from_values(means, below, self._radiometry)[list(bands)], below
+            else:
+                yield part, pixels[list(bands)], planes
+
+    def _pixels(self, window: Window) -> Strips:
+        """Decoded pixels, (Window, bands (bands, rows, columns), planes), a piece a row of tiles."""
+        rows, cols = windows_of(self._grid, window)
+        keys = [TileKey(row, col) for row in rows for col in cols]
+        cores = tiles(window, self._grid.config.tile)
+        for piece, units in cut(self._grid, window, self._loader.rendered(keys, cores)):
+            planes = self.planes(0, piece)
+            yield piece, from_network(units[None], planes, self._radiometry), planes
+
+    def _from_latents(self, level: int, window: Window, bands: Sequence[int]) -> Strips:
+        """Means of 8, 16 or 32 pixels out of the coarse latents, a strip of cells after the other."""
+        readout = self._readout
+        assert readout is not None
+        parts = 1 << (CELL_LEVEL - level)
+        groups = sorted({band // 3 for band in bands})
+        cells = Window(
+            row=window.row // parts,
+            col=window.col // parts,
+            height=-(-window.row_end // parts) - window.row // parts,
+            width=-(-window.col_end // parts) - window.col // parts,
+        )
+        for strip in slices(cells, max(STRIP_CELLS // cells.width, 1)):
+            means = readout.means(self._coarse(strip, groups), parts)
+            whole = Window(row=strip.row * parts, col=strip.col * parts, height=means.shape[1], width=means.shape[2])
+            part = whole.intersect(window)
+            units = np.zeros((3 * self._radiometry.groups, *part.shape), np.float32)
+            for place, group in enumerate(groups):
+                units[3 * group : 3 * group + 3] = means[(slice(3 * place, 3 * place + 3), *part.slices(whole))]
+            below = self.planes(level, part)
+            yield part, from_network(units[None], below, self._radiometry)[list(bands)], below
+
+    def _from_level_5(self, level: int, window: Window, bands: Sequence[int]) -> Strips:
+        """Means of level 5, for bands that the preview does not have."""
+        more = level - CELL_LEVEL
+        for part in slices(window, max(STRIP_PIXELS // (window.width << 2 * more), 1)):
+            source = finer(part, more, *self.shape_at(CELL_LEVEL))
+            pixels = np.zeros((len(self._radiometry.bands), *source.shape), self._radiometry.dtype)
+            planes = self.planes(CELL_LEVEL, source)
+            for piece, found, _ in self._from_latents(CELL_LEVEL, source, bands):
+                pixels[(list(bands), *piece.slices(source))] = found
+            below = self.planes(level, part)
+            means = self._means(pixels, planes, 1 << more)
+            yield part, from_values(means, below, self._radiometry)[list(bands)], below
+
+    def _coarse(self, window: Window, groups: list[int]) -> NDArray[np.int16]:
+        """The coarse values (groups, channels, rows + 2, columns + 2) of a window of cells and of the cells around it;
+        beyond the scene's they are those at its edge."""
+        assert self._readout is not None
+        rows, cols = self.shape_at(CELL_LEVEL)
+        around = window.grown(1, height=rows, width=cols)
+        out = np.empty((len(groups), self._readout.channels, *around.shape), np.int16)
+        side = self._grid.config.tile // CELL
+        keys = tiles(around, side)
+        for key, found in zip(keys, self._loader.coarse(keys), strict=True):
+            whole = self._grid.latent_core(key)
+            part = whole.intersect(around)
+            out[(slice(None), slice(None), *part.slices(around))] = found[(groups, slice(None), *part.slices(whole))]
+        before = (window.row == around.row, around.row_end == window.row_end)
+        beside = (window.col == around.col, around.col_end == window.col_end)
+        return np.pad(out, ((0, 0), (0, 0), before, beside), mode="edge")
+
+    @cached_property
+    def _readout(self) -> Readout | None:
+        model = self._archive.manifest.model
+        weight = weight_of(model.name, model.weights)
+        if weight is None:
+            return None
+        return Readout(weight, self._loader.codec.coarse_gain(self._archive.manifest.q))
+
+    def _from_preview(self, level: int, window: Window, bands: Sequence[int]) -> Strips:
+        more = level - PREVIEW_LEVEL
+        for part in slices(window, max(STRIP_PIXELS // (window.width << 2 * more), 1)):
+            source = finer(part, more, *self.shape_at(PREVIEW_LEVEL))
+            means = self._means(self._preview(source), self.planes(PREVIEW_LEVEL, source), 1 << more)
+            yield self._from_stored(level, part, means, bands)
+
+    def _from_preview_enlarged(self, level: int, window: Window, bands: Sequence[int]) -> Strips:
+        """The preview drawn larger, linearly between the middles of its pixels that are in sight."""
+        factor = 1 << (PREVIEW_LEVEL - level)
+        for part in slices(window, max(STRIP_PIXELS // window.width, 1)):
+            inner = coarser(part, PREVIEW_LEVEL - level)
+            height, width = self.shape_at(PREVIEW_LEVEL)
+            source = inner.grown(1, height=height, width=width)
+            units, planes = self._preview(source), self.planes(PREVIEW_LEVEL, source)
+            visible = sight.visible(planes, self._radiometry)
+            rows = (np.arange(part.row, part.row_end) + 0.5) / factor - 0.5 - source.row
+            cols = (np.arange(part.col, part.col_end) + 0.5) / factor - 0.5 - source.col
+            larger = [
+                between(pixels, sight.valid(planes, self._radiometry, band) & visible, rows, cols)
+                for band, pixels in enumerate(units)
+            ]
+            yield self._from_stored(level, part, np.stack(larger), bands)
+
+    def _from_stored(
+        self, level: int, part: Window, stored: NDArray[np.float64], bands: Sequence[int]
+    ) -> tuple[Window, Array, Uint8]:
+        """A piece of a level out of means of the preview, 0..255, of those bands that it has."""
+        values = np.zeros((len(self._radiometry.bands), *part.shape))
+        for number, (means, band) in enumerate(zip(stored, self._radiometry.bands, strict=False)):
+            values[number] = means * (band.scale / 255) + band.offset
+        below = self.planes(level, part)
+        return part, from_values(values, below, self._radiometry)[list(bands)], below
+
+    def _preview(self, window: Window) -> Uint8:
+        """The preview (channels, rows, columns) of a window of its pixels, as stored."""
+        side = self._archive.layout.preview_side
+        out = np.zeros((self._archive.layout.channels, *window.shape), np.uint8)
+        shards = tiles(window, side)
+        self._loader.fetch_previews(shards)
+        for shard, found in zip(shards, self._loader.each("preview", shards, self._shard_preview), strict=True):
+            whole = Window(row=shard.row * side, col=shard.col * side, height=found.shape[1], width=found.shape[2])
+            part = whole.intersect(window)
+            out[(slice(None), *part.slices(window))] = found[(slice(None), *part.slices(whole))]
+        return out
+
+    def _shard_preview(self, shard: TileKey) -> Uint8:
+        try:
+            return self._archive.shard(shard).preview()
+        except DAMAGE:
+            if self._damage is None:
+                raise
+            return np.zeros(self._archive.layout.preview_part(shard), np.uint8)
+
+    def _tile_planes(self, level: int) -> Callable[[TileKey], Uint8]:
+        """How the planes of a tile are made at a level."""
+        return lambda key: sight.shrunk(planes_of_tile(self._archive, key, self._damage), self._radiometry, 1 << level)
+
+    def _means(self, values: Array, planes: Uint8, factor: int) -> NDArray[np.float64]:
+        return sight.means(values, planes, self._radiometry, factor)
+
+
+def _source(level: int) -> int:
+    """The level whose planes are kept by the tile, from which those of `level` are made."""
+    return 0 if level < MIDDLE_LEVEL else MIDDLE_LEVEL if level < PREVIEW_LEVEL else PREVIEW_LEVEL
+
+
+def _aligned(pieces: Strips, factor: int, end: int) -> Strips:
+    """The pieces cut anew so that each but the last ends on a multiple of `factor` rows."""
+    kept: tuple[Window, Array, Uint8] | None = None
+    for piece in pieces:
+        if kept is not None:
+            above, pixels, planes = kept
+            window = Window(row=above.row, col=above.col, height=above.height + piece[0].height, width=above.width)
+            piece = (window, np.concatenate([pixels, piece[1]], 1), np.concatenate([planes, piece[2]], 1))
+        whole, pixels, planes = piece
+        ready = whole.height if whole.row_end == end else whole.row_end // factor * factor - whole.row
+        kept = None if ready == whole.height else piece
+        if ready > 0:
+            done = Window(row=whole.row, col=whole.col, height=ready, width=whole.width)
+            yield done, pixels[:, :ready], planes[:, :ready]
+            if kept is not None:
+                rest = Window(row=done.row_end, col=whole.col, height=whole.height - ready, width=whole.width)
+                kept = (rest, pixels[:, ready:], planes[:, ready:])
