@@ -43,6 +43,7 @@ __all__ = [
     "found",
     "loaded",
     "one_thread",
+    "warm",
 ]
 
 OWN = {
@@ -221,6 +222,11 @@ def found(name: str, group: str = "ditic_stream.executors") -> Any:
         if error.name is None or error.name.partition(".")[0] != name:
             raise
         raise ConfigError(f"{name} is not installed; pip install 'ditic-stream[{name}]'") from error
+
+
+def warm() -> None:
+    """Load what the networks need, in a worker that has nothing to do yet."""
+    import_module("ditic_stream.codec")
 
 
 def cores() -> int:

@@ -68,6 +68,7 @@ def test_a_job_says_where_everything_lies(tmp_path: Path) -> None:
         ({"verb": "verify", "source": "a", "out": "b"}, r"\$"),
         ({"verb": "region", "source": "a", "out": "b", "settings": {}}, "not valid under any"),
         ({"verb": "compress", "source": "a", "retries": -1}, "retries -1"),
+        ({"verb": "compress", "source": "file://elsewhere/a.tif"}, "line 2: .*not on this machine"),
         ({"verb": "compress", "source": "a", "id": "first"}, "has the id first of line 1"),
         ({"verb": "compress", "source": "b", "out": "first.ditic"}, "has the out .*first.ditic of line 1"),
     ],

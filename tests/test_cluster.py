@@ -81,6 +81,20 @@ def test_any_number_of_actors_gives_the_bytes_of_one_process(
     assert same(tmp_path / "ray.zarr", decoded)
 
 
+def test_a_mixed_fleet_names_every_kind_of_device(nodes: Any, fake: None, tmp_path: Path) -> None:
+    """The GPU is one that only Ray believes in: what is coded is the same here, where it is coded is told."""
+    scene, archive, _ = scene_of(tmp_path)
+    extra = nodes.add_node(num_cpus=0, num_gpus=1, object_store_memory=80 << 20)
+    try:
+        with found("ray")(2, device="mixed", initializer=fakes.install_slow) as executor:
+            wait_for(lambda: {one["device"] for one in executor.usage()} == {"cpu", "cuda"})
+            result = ditic_stream.compress(scene, tmp_path / "ray.ditic", **SIZE, device="cpu", executor=executor)
+    finally:
+        nodes.remove_node(extra)
+    assert result.devices == ("cpu", "cuda")
+    assert same(tmp_path / "ray.ditic", archive)
+
+
 def test_command_does_it_with_a_cluster_that_runs(nodes: Any, sample: Sample, tmp_path: Path, ditic: Command) -> None:
     settings = ("--model", "tiny", "--tile", "256", "--overlap", "32", "--workers", "1", "--ray-address", nodes.address)
     done = ditic("compress", sample.scene, tmp_path / "scene.ditic", *settings, timeout=120)

@@ -114,9 +114,7 @@ def perform(
     Foreign errors pass, so that the executor tries again; the last one is the outcome there.
     """
     began = time.monotonic()
-    outcome = Outcome(
-        id=job.id, verb=job.verb, source=job.source, out=job.out, state="failed", host=os.uname().nodename
-    )
+    outcome = replace(blank(job), host=os.uname().nodename)
     try:
         found = VERBS[job.verb](job, executor, device, progress, overwrite)
     except TaskError as error:
@@ -128,6 +126,12 @@ def perform(
     else:
         outcome = replace(outcome, **{"state": "done", **found})
     return replace(outcome, seconds=round(time.monotonic() - began, 3))
+
+
+def blank(job: Job) -> Outcome:
+    """The outcome of a job that has not been done.  URIs are named without the credentials they may carry."""
+    source, out = (str(place_of(name)) if name else "" for name in (job.source, job.out))
+    return Outcome(id=job.id, verb=job.verb, source=source, out=out, state="failed")
 
 
 def failed(outcome: Outcome, error: DiticError) -> Outcome:

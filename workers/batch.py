@@ -23,7 +23,7 @@ from typing import Any
 
 from ditic_stream.errors import DiticError, TaskError
 from ditic_stream.executors import Executor, ProcessExecutor, Shared, cores
-from ditic_stream.workers._perform import PASSING, Outcome, RunJob, failed, is_there, perform, pixels_of
+from ditic_stream.workers._perform import PASSING, Outcome, RunJob, blank, failed, is_there, perform, pixels_of
 from ditic_stream.workers.jobs import Job, read_jobs, waves
 from ditic_stream.workers.journal import Journal, table, write_report
 
@@ -177,7 +177,7 @@ class _Driver:
         """True when an earlier run has done a job, or what it reads cannot be had."""
         maker = self._makers.get(job.source)
         if maker is not None and self.outcomes[maker.id].state != "done":
-            self._end(job, failed(_outcome(job), TaskError(f"the job {maker.id}, which makes its source, failed")))
+            self._end(job, failed(blank(job), TaskError(f"the job {maker.id}, which makes its source, failed")))
             return True
         earlier = self._journal.done(job)
         if earlier is None or not is_there(job):
@@ -202,7 +202,7 @@ class _Driver:
                     yield job
 
         def give_up(job: Job, error: DiticError) -> Outcome:
-            return failed(_outcome(job), error)
+            return failed(blank(job), error)
 
         results = _Ranked(self._executor, max(job.priority for job in todo)).run_unordered(
             RunJob(device=self._device, overwrite=own), small(), on_note=lambda _, pixels: self._count(pixels),
@@ -224,7 +224,7 @@ class _Driver:
         try:
             outcome = perform(job, _Ranked(self._executor, job.priority), self._device, progress, overwrite=own)
         except Exception as error:  # foreign, in this process: this job's failure alone
-            outcome = failed(_outcome(job), TaskError(f"failed with {type(error).__name__}: {error}"[:400]))
+            outcome = failed(blank(job), TaskError(f"failed with {type(error).__name__}: {error}"[:400]))
         self._judge(job, outcome, again)
 
     def _judge(self, job: Job, outcome: Outcome, again: list[Job]) -> None:
@@ -252,7 +252,3 @@ class _Driver:
                 unknown = len(self._jobs) - len(known)
                 total = sum(known) + unknown * (sum(known) // max(len(known), 1))
                 self._progress(min(self._pixels, total), total)
-
-
-def _outcome(job: Job) -> Outcome:
-    return Outcome(id=job.id, verb=job.verb, source=job.source, out=job.out, state="failed")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ditic_stream import schemas
-from ditic_stream._paths import SCHEME
+from ditic_stream._paths import SCHEME, place_of
 from ditic_stream.errors import ConfigError, SourceError
 
 SCHEMA = "jobs-1"
@@ -69,7 +69,10 @@ def read_jobs(path: Path) -> list[Job]:
         fault = next(iter(check.iter_errors(fields)), None)
         if fault is not None:
             raise ConfigError(f"{place}: {fault.json_path} {fault.message:.300}; see schemas/{SCHEMA}.json")
-        job = _job(fields, number, path.absolute().parent)
+        try:
+            job = _job(fields, number, path.absolute().parent)
+        except SourceError as error:
+            raise ConfigError(f"{place}: {error.message}") from error
         for kind, value, seen in (("id", job.id, ids), ("out", job.out, outs)):
             if value and value in seen:
                 raise ConfigError(f"{place} has the {kind} {value} of line {seen[value]}; give each job its own")
@@ -99,6 +102,7 @@ def _job(fields: dict[str, Any], number: int, folder: Path) -> Job:
 
 
 def _placed(name: str, folder: Path) -> str:
+    place_of(name)  # refuses what is no name at all
     return name if SCHEME.match(name) else str(folder / name)
 
 

@@ -134,6 +134,8 @@ def decompress(
     """
     from ditic_stream.regions import decompress as run
 
+    if device == "mixed":
+        raise typer.BadParameter("pixels differ in the last level between kinds of devices; use --device cpu or cuda")
     name = f"{stem(archive)}.decoded{FORMAT_ENDINGS[format or 'tif']}"
     target = out or local_path(beside(archive, name, here=True))
     with (

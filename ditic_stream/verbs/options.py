@@ -69,11 +69,13 @@ def executor_of(
     if not ray and address is None:
         yield None, device
         return
-    from ditic_stream.executors import found
+    from ditic_stream.executors import found, warm
 
     source = context.get_parameter_source("device")
     asked = source is not None and source.name != "DEFAULT"
-    with found("ray")(workers, address=address, device=device if asked else "auto", gpus=gpus) as executor:
+    with found("ray")(
+        workers, address=address, device=device if asked else "auto", gpus=gpus, initializer=warm
+    ) as executor:
         yield executor, executor.device
         console.note(fleet_line(executor), quiet=quiet)
 
