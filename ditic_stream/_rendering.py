@@ -207,16 +207,13 @@ def codec_of(manifest: Manifest, device: str) -> TileCodec:
     model = manifest.model
     name = at_hand(model.name, model.weights) if family_of(model.name).imported else model.name
     with _opening:
-        if device == "cpu":
-            found: TileCodec | None = loaded(load_codec, name, device)
-            if found is not None and found.info.weights != model.weights:  # perhaps imported anew since
-                found = load_codec(name, device=device)
-        else:
-            found = _elsewhere.get((name, device))
-            if found is None or found.info.weights != model.weights:
-                found = load_codec(name, device=device)
-                _elsewhere[name, device] = found
-        return _checked(found, name, model.weights)
+        kept: TileCodec | None = loaded(load_codec, name, device) if device == "cpu" else _elsewhere.get((name, device))
+        if kept is not None and kept.info.weights == model.weights:
+            return kept
+        codec = load_codec(name, device=device)  # of that name another set may have been imported since
+        if device != "cpu":
+            _elsewhere[name, device] = codec
+        return _checked(codec, name, model.weights)
 
 
 def release_memory(device: str) -> None:
