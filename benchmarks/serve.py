@@ -10,8 +10,9 @@ children) while real HTTP clients, each from a loopback address of its own, ask 
     cold     CLIENTS at once for --seconds, windows of 256 x 256 anywhere that nobody has asked for
     warm     CLIENTS at once for --seconds, tiles that are kept; whatever they wait is the server's and the clients' CPU
 
-Prints a line of JSON a phase.  Fails when an answer is neither 200 nor 503 with Retry-After, when a picture is not of
-the right size, when a client starves in the cold phase, or when the peak passes --limit.
+Prints a line of JSON a phase; CPU an answer is what other work on the machine changes least.  Fails when an answer is
+neither 200 nor 503 with Retry-After, when a picture is not of the right size, when a client starves in the cold phase,
+or when the peak passes --limit.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import random
 import signal
 import subprocess
@@ -50,6 +52,12 @@ class Watch(threading.Thread):
             time.sleep(0.1)
 
 
+def cpu(pid: int) -> float:
+    """Seconds of CPU a process has used, all its threads together."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 async def client(number: int, seconds: float, addresses: object, results: list[tuple[int, int, float]]) -> None:
     """One client: ask, wait, ask again.  results: (client, status, seconds)."""
     transport = httpx.AsyncHTTPTransport(verify=False, local_address=f"127.0.{1 + number // 200}.{1 + number % 200}")
@@ -72,7 +80,7 @@ def percentiles(values: list[float]) -> dict[str, float]:
 
 async def phase(name: str, clients: int, seconds: float, addresses: object, watch: Watch) -> dict[str, object]:
     results: list[tuple[int, int, float]] = []
-    began, watch.peak = time.monotonic(), 0
+    began, used, watch.peak = time.monotonic(), cpu(watch.pid), 0
     await asyncio.gather(*(client(number, seconds, addresses, results) for number in range(clients)))
     spent = time.monotonic() - began
     answered = Counter(number for number, status, _ in results if status == 200)
@@ -81,6 +89,7 @@ async def phase(name: str, clients: int, seconds: float, addresses: object, watc
         "statuses": dict(Counter(status for _, status, _ in results)),
         "per_second": round(sum(answered.values()) / spent, 1),
         **percentiles([took for _, status, took in results if status == 200]),
+        "server_cpu_ms_an_answer": round(1000 * (cpu(watch.pid) - used) / max(len(results), 1), 2),
         "answers_of_a_client": [min(answered.get(n, 0) for n in range(clients)), max(answered.values(), default=0)],
         "peak_mb": round(watch.peak / 1e6),
     }  # fmt: skip

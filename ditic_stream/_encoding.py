@@ -27,6 +27,7 @@ from ditic_stream.archive import PREVIEW_SCALE, ShardWriter
 from ditic_stream.bitstream import CODED, EMPTY, Record, pack_record
 from ditic_stream.errors import naming
 from ditic_stream.executors import Note, loaded, one_thread
+from ditic_stream.families import family_of
 from ditic_stream.geometry import TileKey, Window
 from ditic_stream.manifest import Manifest, ModelRef
 from ditic_stream.radiometry import Radiometry, all_masked, outside, read_window, to_network
@@ -71,7 +72,7 @@ class Describe:
     def open(self, note: Note) -> Iterator[Callable[[None], ModelRef]]:
         from ditic_stream.codec import load_codec
 
-        info = loaded(load_codec, self.model, self.device).info
+        info = load_codec(self.model, device=self.device).info
         yield lambda _: ModelRef(name=info.name, config=dict(info.config), weights=info.weights, licence=info.licence)
 
 
@@ -94,6 +95,8 @@ class EncodeShard:
 
         manifest = self.manifest
         codec = loaded(load_codec, self.model, self.device)
+        if codec.info.weights != manifest.model.weights:  # others were imported under that name since
+            codec = load_codec(self.model, device=self.device)
         with (
             one_thread(),
             open_source(
@@ -104,7 +107,12 @@ class EncodeShard:
             coder = TileCoder(
                 source=source,
                 codec=codec,
-                grid=Grid(height=image.height, width=image.width, config=manifest.grid),
+                grid=Grid(
+                    height=image.height,
+                    width=image.width,
+                    config=manifest.grid,
+                    units=family_of(manifest.model.name).units,
+                ),
                 radiometry=Radiometry.from_json(manifest.radiometry),
                 q=manifest.q,
                 archive_id=manifest.archive_id,

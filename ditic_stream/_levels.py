@@ -8,8 +8,8 @@ Knows where each level comes from (docs/format.md, section 13, defines them); de
     3 .. 5   read out of the coarse latents (_overview)
     6 ..     means of the stored preview; bands it does not have: means of level 5
 
-Weights without a readout: 3 is means of decoded pixels; 4 and 5 are the preview enlarged, and means of decoded pixels
-for bands that it does not have.
+Weights without a readout: 3 is means of decoded pixels; 4 and 5 are the preview enlarged.  For bands that it does not
+have, 4 is means of decoded pixels, and what follows means of level 4.
 
 What a mean is over, and how masks shrink, says _sight.
 """
@@ -36,7 +36,8 @@ from ditic_stream.errors import ConfigError
 from ditic_stream.geometry import CELL, TileKey, Window
 from ditic_stream.radiometry import Radiometry, alpha_of, from_network, from_values, pixels_of
 
-MIDDLE_LEVEL = 3
+MIDDLE_LEVEL, PIXEL_LEVEL = 3, 4
+"""Where levels that decode no pixels begin, and where those that may end."""
 CELL_LEVEL = CELL.bit_length() - 1
 PREVIEW_LEVEL = PREVIEW_SCALE.bit_length() - 1
 STRIP_PIXELS = 2**22
@@ -46,7 +47,9 @@ STRIP_CELLS = 2**16
 Array = NDArray[Any]
 Uint8 = NDArray[np.uint8]
 Strips = Iterator[tuple[Window, Array, Uint8]]
-"""Pieces of a window from top to bottom: where, bands (bands, rows, columns), planes (planes, rows, columns)."""
+"""Pieces of a window: where, bands (bands, rows, columns), planes (planes, rows, columns)."""
+Make = Callable[[int, Window, Sequence[int]], Strips]
+"""How pieces of a window of a level are made, of some bands."""
 
 
 class Levels:
@@ -139,35 +142,40 @@ class Levels:
         return out
 
     def _sources(self, level: int, window: Window, bands: list[int]) -> Iterator[tuple[Strips, list[int]]]:
-        """Where the bands of a level come from: the pieces of a window from top to bottom, and the bands they hold."""
+        """Where the bands of a level come from: the pieces of a window, and the bands they hold."""
         stored = [band for band in bands if band < self._archive.layout.channels]
         others = [band for band in bands if band not in stored]
         model = self._archive.manifest.model
         readable = weight_of(model.name, model.weights) is not None
+        found: list[tuple[Make, list[int]]]
         if level < MIDDLE_LEVEL or (level == MIDDLE_LEVEL and not readable):
             found = [(self._from_pixels, bands)]
         elif level < PREVIEW_LEVEL and readable:
             found = [(self._from_latents, bands)]
         else:
             preview = self._from_preview if level >= PREVIEW_LEVEL else self._from_preview_enlarged
-            latents = self._from_level_5 if readable else self._from_pixels
-            found = [(preview, stored), (latents, others)]
+            if readable:
+                rest = self._from_level(CELL_LEVEL, self._from_latents)
+            elif level == PIXEL_LEVEL:
+                rest = self._from_pixels
+            else:
+                rest = self._from_level(PIXEL_LEVEL, self._from_pixels)
+            found = [(preview, stored), (rest, others)]
         return ((make(level, window, some), some) for make, some in found if some)
 
     def _from_pixels(self, level: int, window: Window, bands: Sequence[int]) -> Strips:
-        source = finer(window, level, self._grid.height, self._grid.width)
-        for piece, pixels, planes in _aligned(self._pixels(source), 1 << level, source.row_end):
-            row, end = piece.row >> level, -(-piece.row_end >> level)
-            part = Window(row=row, col=window.col, height=end - row, width=window.width)
-            if level:
-                below = self.planes(level, part)
-                means = self._means(pixels, planes, 1 << level)
-                yield part, from_values(means, below, self._radiometry)[list(bands)], below
-            else:
-                yield part, pixels[list(bands)], planes
+        """Means of decoded pixels, up to level 4: pieces end on multiples of 16."""
+        for piece, pixels, planes in self._pixels(finer(window, level, self._grid.height, self._grid.width)):
+            if not level:
+                yield piece, pixels[list(bands)], planes
+                continue
+            part = coarser(piece, level)
+            below = self.planes(level, part)
+            means = self._means(pixels, planes, 1 << level)
+            yield part, from_values(means, below, self._radiometry)[list(bands)], below
 
     def _pixels(self, window: Window) -> Strips:
-        """Decoded pixels, (Window, bands (bands, rows, columns), planes), a piece a row of tiles."""
+        """Decoded pixels, piece by piece."""
         rows, cols = windows_of(self._grid, window)
         keys = [TileKey(row, col) for row in rows for col in cols]
         cores = tiles(window, self._grid.config.tile)
@@ -197,18 +205,20 @@ class Levels:
             below = self.planes(level, part)
             yield part, from_network(units[None], below, self._radiometry)[list(bands)], below
 
-    def _from_level_5(self, level: int, window: Window, bands: Sequence[int]) -> Strips:
-        """Means of level 5, for bands that the preview does not have."""
-        more = level - CELL_LEVEL
-        for part in slices(window, max(STRIP_PIXELS // (window.width << 2 * more), 1)):
-            source = finer(part, more, *self.shape_at(CELL_LEVEL))
-            pixels = np.zeros((len(self._radiometry.bands), *source.shape), self._radiometry.dtype)
-            planes = self.planes(CELL_LEVEL, source)
-            for piece, found, _ in self._from_latents(CELL_LEVEL, source, bands):
-                pixels[(list(bands), *piece.slices(source))] = found
-            below = self.planes(level, part)
-            means = self._means(pixels, planes, 1 << more)
-            yield part, from_values(means, below, self._radiometry)[list(bands)], below
+    def _from_level(self, base: int, make: Make) -> Make:
+        """Means of a finer level's pixels, which `make` makes."""
+
+        def strips(level: int, window: Window, bands: Sequence[int]) -> Strips:
+            for part in slices(window, max(STRIP_PIXELS // (window.width << 2 * (level - base)), 1)):
+                source = finer(part, level - base, *self.shape_at(base))
+                pixels = np.zeros((len(self._radiometry.bands), *source.shape), self._radiometry.dtype)
+                for piece, found, _ in make(base, source, bands):
+                    pixels[(list(bands), *piece.slices(source))] = found
+                means = self._means(pixels, self.planes(base, source), 1 << (level - base))
+                below = self.planes(level, part)
+                yield part, from_values(means, below, self._radiometry)[list(bands)], below
+
+        return strips
 
     def _coarse(self, window: Window, groups: list[int]) -> NDArray[np.int16]:
         """The coarse values (groups, channels, rows + 2, columns + 2) of a window of cells and of the cells around it;
@@ -300,22 +310,3 @@ class Levels:
 def _source(level: int) -> int:
     """The level whose planes are kept by the tile, from which those of `level` are made."""
     return 0 if level < MIDDLE_LEVEL else MIDDLE_LEVEL if level < PREVIEW_LEVEL else PREVIEW_LEVEL
-
-
-def _aligned(pieces: Strips, factor: int, end: int) -> Strips:
-    """The pieces cut anew so that each but the last ends on a multiple of `factor` rows."""
-    kept: tuple[Window, Array, Uint8] | None = None
-    for piece in pieces:
-        if kept is not None:
-            above, pixels, planes = kept
-            window = Window(row=above.row, col=above.col, height=above.height + piece[0].height, width=above.width)
-            piece = (window, np.concatenate([pixels, piece[1]], 1), np.concatenate([planes, piece[2]], 1))
-        whole, pixels, planes = piece
-        ready = whole.height if whole.row_end == end else whole.row_end // factor * factor - whole.row
-        kept = None if ready == whole.height else piece
-        if ready > 0:
-            done = Window(row=whole.row, col=whole.col, height=ready, width=whole.width)
-            yield done, pixels[:, :ready], planes[:, :ready]
-            if kept is not None:
-                rest = Window(row=done.row_end, col=whole.col, height=whole.height - ready, width=whole.width)
-                kept = (rest, pixels[:, ready:], planes[:, ready:])

@@ -58,42 +58,43 @@ def weighted(grid: Grid, key: TileKey) -> Window:
 
 
 def cut(grid: Grid, window: Window, parts: Iterator[Pixels]) -> Iterator[tuple[Window, Pixels]]:
-    """Blend the pixels of `window` alone: (Window, pixels (channels, rows, columns)), a piece for each row of tiles.
+    """Blend the pixels of `window` alone: (Window, pixels (channels, rows, columns)), each pixel once.
 
     parts: float32 (channels, rows, columns) of `weighted` of each tile in `windows_of(grid, window)`, row-major; they
-    are read only.  The bits are those of a Blender.  Holds one row of pieces of the window's width.
+    are read only.  The bits are those of a Blender.  Pieces end where a window begins to fade, on multiples of 16, or
+    where `window` does.  Holds a part or two, and the zones that wait for the next row of tiles.
     """
-    fade, weight = fade_of(grid), ramp(fade_of(grid))
-    tile = grid.config.tile
+    fade, weight, tile = fade_of(grid), ramp(fade_of(grid)), grid.config.tile
     rows, cols = windows_of(grid, window)
-    waiting: Pixels | None = None
+    above: Pixels | None = None
     for row in rows:
-        strip: Pixels | None = None
-        top = max(row * tile - fade, window.row, 0)
-        bottom = min((row + 1) * tile + fade, window.row_end)
+        top, bottom = max(row * tile - fade, window.row), min((row + 1) * tile + fade, window.row_end)
+        last = bottom if row == rows[-1] else max((row + 1) * tile - fade, top)
+        below: Pixels | None = None
+        before: Pixels | None = None
         for col in cols:
             part, whole = next(parts), weighted(grid, TileKey(row, col))
             left, right = max(whole.col, window.col), min(whole.col_end, window.col_end)
+            end = right if col == cols[-1] else max((col + 1) * tile - fade, left)
             part = part[:, top - whole.row : bottom - whole.row, left - whole.col : right - whole.col]
-            if strip is None:
-                strip = np.empty((len(part), bottom - top, window.width), np.float32)
-            zone = max(min(col * tile + fade, right) - left, 0) if col > cols[0] else 0
-            at = left - window.col
-            if zone:
-                mixed = part[:, :, :zone].copy()
+            piece = part[:, :, : end - left].copy()
+            if before is not None:
                 first = left - (col * tile - fade)
-                _fade(strip[:, :, at : at + zone], mixed, weight[first : first + zone])
-                strip[:, :, at : at + zone] = mixed
-            strip[:, :, at + zone : right - window.col] = part[:, :, zone:]
-        assert strip is not None
-        if waiting is not None and waiting.shape[1]:
-            zone, first = min(waiting.shape[1], bottom - top), top - (row * tile - fade)
-            _fade(waiting[:, :zone], strip[:, :zone], weight[first : first + zone, None])
-        last = bottom if (row + 1) * tile >= grid.height else min(max((row + 1) * tile - fade, top), bottom)
-        last = bottom if row == rows[-1] else last
-        waiting = strip[:, last - top :]
-        if last > top:
-            yield Window(row=top, col=window.col, height=last - top, width=window.width), strip[:, : last - top]
+                _fade(before, piece[:, :, : before.shape[2]], weight[first : first + before.shape[2]])
+            before = part[:, :, end - left :]
+            if end == left:
+                continue
+            here = slice(left - window.col, end - window.col)
+            if above is not None:
+                first = top - (row * tile - fade)
+                _fade(above[:, :, here], piece[:, : above.shape[1]], weight[first : first + above.shape[1], None])
+            if row < rows[-1]:
+                if below is None:
+                    below = np.empty((len(part), bottom - last, window.width), np.float32)
+                below[:, :, here] = piece[:, last - top :]
+            if last > top:
+                yield Window(row=top, col=left, height=last - top, width=end - left), piece[:, : last - top]
+        above = below
 
 
 @dataclass(frozen=True, slots=True)

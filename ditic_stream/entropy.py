@@ -14,13 +14,15 @@ all of it.
                         |                                                                                      v
                         +--> mean, scale of the other channels <------------- context <--------------------- values
 
-`_walk` drives these passes for both directions.  A model without context has one pass.
+`_passes` are the same for both directions.  A model without context has one pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,6 +53,9 @@ UInt8 = NDArray[np.uint8]
 Code = Callable[[slice, NDArray[np.bool_], Int16, UInt8], NDArray[np.int32]]
 """A pass: its channels, its cells (rows, columns), and of all elements of these channels the means (sixteenths of a
 step) and scale indexes, (groups, channels, rows, columns) -> the symbols, 0 where none is coded."""
+
+Wanted = tuple[slice, NDArray[np.bool_], Int16, UInt8]
+Passes = Generator[Wanted, NDArray[np.int32], Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,40 +209,58 @@ class EntropyModel:
         return answers
 
     def _walk(
-        self, z: NDArray[np.int32], q: int, height: int, width: int, code: Code, *, coarse: bool = False
+        self, z: NDArray[np.int32], q: int, height: int, width: int, code: Code
     ) -> tuple[NDArray[np.int32], TileLatent]:
-        """Go through the passes of a tile.  Returns all symbols, and the latent they make.
+        """Go through the passes of a tile.  Returns all symbols, and the latent they make."""
+        with self._exact():
+            passes = self._passes(z, q, height, width)
+            wanted = next(passes)
+            while True:
+                try:
+                    wanted = passes.send(code(*wanted))
+                except StopIteration as done:
+                    made: tuple[NDArray[np.int32], TileLatent] = done.value
+                    return made
 
-        coarse: stop after the passes of the first `context` channels; the rest stays 0.
+    @contextmanager
+    def _exact(self) -> Iterator[None]:
+        """How the networks run."""
+        with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
+            yield
+
+    def _passes(self, z: NDArray[np.int32], q: int, height: int, width: int, *, coarse: bool = False) -> Passes:
+        """The passes of a tile: yields what each needs to be coded, takes its symbols, and ends with all symbols and
+        the latent they make.  Run it inside `_exact`.
+
+        coarse: stop after the passes of the first `context` channels, and give no others.
         """
         latent, first = self.config.latent, self.config.context
         shape = (len(z), first if coarse else latent, height, width)
         symbols, values, indexes = np.zeros(shape, np.int32), np.zeros(shape, np.int16), np.zeros(shape, np.uint8)
         table = (interpolate(self.scale_table, q).numpy() + Q_STEPS // 2)[:, None, None]
 
-        def coded(part: slice, cells: NDArray[np.bool_], mean: Int64, scale: Int64) -> None:
+        def coded(part: slice, cells: NDArray[np.bool_], mean: Int64, scale: Int64) -> Passes:
             means = mean.clip(-MEAN_MAX, MEAN_MAX).astype(np.int16)
             index = ((scale + table[part]) >> 4).clip(0, SCALES - 1).astype(np.uint8)
-            found = code(part, cells, means, index)
+            found = yield part, cells, means, index
             for whole, new in ((symbols, found), (values, found * 16 + means), (indexes, index)):
                 np.copyto(whole[:, part], new.astype(whole.dtype), where=cells)
 
-        with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
-            hyper = self._hyper(z, q)[:, :, :height, :width]
-            mean, scale = _halves(self.layers["coarse_out" if coarse else "out"](hyper, q, -MEAN_MAX, MEAN_MAX))
-            if first:
-                lead, turn = slice(0, first), pass_of_cells(height, width).numpy()
-                coded(lead, turn == 0, mean[:, lead], scale[:, lead])
-                for step in (0, 1):
-                    known = np.where(turn <= step, values[:, lead] - mean[:, lead], 0)
-                    more_mean, more_scale = self._context("near", known, hyper, q)
-                    more_mean += _between(known, step, self.share[step])
-                    coded(lead, turn == step + 1, mean[:, lead] + more_mean, scale[:, lead] + more_scale)
-                if coarse:
-                    return symbols, TileLatent(values, indexes)
-                more_mean, more_scale = self._context("context", values[:, lead].astype(np.int64), hyper, q)
-                mean, scale = mean[:, first:] + more_mean, scale[:, first:] + more_scale
-            coded(slice(first, latent), np.ones((height, width), bool), mean, scale)
+        hyper = self._hyper(z, q)[:, :, :height, :width]
+        mean, scale = _halves(self.layers["coarse_out" if coarse else "out"](hyper, q, -MEAN_MAX, MEAN_MAX))
+        if first:
+            lead, turn = slice(0, first), pass_of_cells(height, width).numpy()
+            yield from coded(lead, turn == 0, mean[:, lead], scale[:, lead])
+            for step in (0, 1):
+                known = np.where(turn <= step, values[:, lead] - mean[:, lead], 0)
+                more_mean, more_scale = self._context("near", known, hyper, q)
+                more_mean += _between(known, step, self.share[step])
+                yield from coded(lead, turn == step + 1, mean[:, lead] + more_mean, scale[:, lead] + more_scale)
+            if coarse:
+                return symbols, TileLatent(values, indexes)
+            more_mean, more_scale = self._context("context", values[:, lead].astype(np.int64), hyper, q)
+            mean, scale = mean[:, first:] + more_mean, scale[:, first:] + more_scale
+        yield from coded(slice(first, latent), np.ones((height, width), bool), mean, scale)
         return symbols, TileLatent(values, indexes)
 
     def _hyper(self, z: NDArray[np.int32], q: int) -> Tensor:
@@ -293,44 +316,54 @@ class EntropyModel:
     def pull_many(
         self, coded: Sequence[Coded], groups: int, height: int, width: int, q: int, *, coarse: bool = False
     ) -> list[TileLatent]:
-        """Several tiles of one size in little more time than one; the same for each as alone.
+        """Several tiles of one size, their streams in lockstep: less time, and the same for each as alone.
 
         coarse: the first `context` channels alone (all, where the model has no context).  They are the first parts of a
         stream, so the rest is not decoded, and the checksum, which is over all, is not checked.
         Raises DesyncError, as `pull`, without saying which tile it is about.
         """
         coarse = coarse and self.config.context > 0
-        shape = (groups, self.config.hyper_z, -(-height // 2), -(-width // 2))
-        left = [one.coded - int(np.prod(shape)) for one in coded]
-        tiles = [slice(place * groups, (place + 1) * groups) for place in range(len(coded))]
-
-        def code(part: slice, cells: NDArray[np.bool_], mean: Int16, index: UInt8) -> NDArray[np.int32]:
-            there = (index >= CODED_FROM) & cells
-            for place, tile in enumerate(tiles):
-                left[place] -= int(there[tile].sum())
-                if left[place] < 0 or (left[place] and part.stop == self.config.latent):
-                    due = coded[place].coded
-                    raise DesyncError(f"{due - left[place]} symbols are due where the record says {due}")
-            found = pull_together(decoders, [index[tile][there[tile]] for tile in tiles])
-            symbols = np.zeros(mean.shape, np.int32)
-            for tile, values in zip(tiles, found, strict=True):
-                symbols[tile][there[tile]] = values.clip(-SYMBOL_MAX, SYMBOL_MAX)
-            return symbols
-
         try:
-            decoders = [Decoder(one.words, one.escapes, self.tables, 1 << one.lanes_log2) for one in coded]
-            parts = pull_together(decoders, [self._z_indexes(shape, q).ravel()] * len(coded))
-            z = np.concatenate([part.reshape(shape) for part in parts]).clip(-Z_MAX, Z_MAX)
-            symbols, latent = self._walk(z, q, height, width, code, coarse=coarse)
-            for decoder in () if coarse else decoders:
-                decoder.finish()
+            with self._exact():
+                return self._pulled(coded, groups, height, width, q, coarse)
         except FormatError as error:
             raise DesyncError(
                 f"the symbols do not decode ({error.message}); the record is damaged or the numerics differ"
             ) from error
-        for one, tile in () if coarse else zip(coded, tiles, strict=True):
-            if symbols_checksum(symbols[tile].astype(np.int16), z[tile].astype(np.int16)) != one.symbols_crc:
+
+    def _pulled(
+        self, coded: Sequence[Coded], groups: int, height: int, width: int, q: int, coarse: bool
+    ) -> list[TileLatent]:
+        shape = (groups, self.config.hyper_z, -(-height // 2), -(-width // 2))
+        left = [one.coded - int(np.prod(shape)) for one in coded]
+        decoders = [Decoder(one.words, one.escapes, self.tables, 1 << one.lanes_log2) for one in coded]
+        parts = pull_together(decoders, [self._z_indexes(shape, q).ravel()] * len(coded))
+        hyper = [part.reshape(shape).clip(-Z_MAX, Z_MAX) for part in parts]
+        passes = [self._passes(z, q, height, width, coarse=coarse) for z in hyper]
+        wanted = [next(one) for one in passes]
+        made: list[tuple[NDArray[np.int32], TileLatent]] = []
+        while not made:
+            there = [(index >= CODED_FROM) & cells for _, cells, _, index in wanted]
+            for place, (part, *_) in enumerate(wanted):
+                left[place] -= int(there[place].sum())
+                if left[place] < 0 or (left[place] and part.stop == self.config.latent):
+                    due = coded[place].coded
+                    raise DesyncError(f"{due - left[place]} symbols are due where the record says {due}")
+            found = pull_together(decoders, [index[some] for (*_, index), some in zip(wanted, there, strict=True)])
+            following = []
+            for one, some, values in zip(passes, there, found, strict=True):
+                symbols = np.zeros(some.shape, np.int32)
+                symbols[some] = values.clip(-SYMBOL_MAX, SYMBOL_MAX)
+                try:
+                    following.append(one.send(symbols))
+                except StopIteration as done:
+                    made.append(done.value)
+            wanted = following
+        for decoder in () if coarse else decoders:
+            decoder.finish()
+        for record, z, (symbols, _) in () if coarse else zip(coded, hyper, made, strict=True):
+            if symbols_checksum(symbols.astype(np.int16), z.astype(np.int16)) != record.symbols_crc:
                 raise DesyncError(
                     "decoded symbols disagree with their checksum; the numerics here differ from the encoder's"
                 )
-        return [TileLatent(latent.values[tile], latent.scales[tile]) for tile in tiles]
+        return [latent for _, latent in made]

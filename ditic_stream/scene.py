@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
-from importlib.metadata import entry_points
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,7 @@ from ditic_stream._levels import Levels
 from ditic_stream._loading import Loader
 from ditic_stream._paths import Name
 from ditic_stream._pyramid import coarser
-from ditic_stream._resampling import area_means
+from ditic_stream._reshaping import reshaped
 from ditic_stream.archive import Archive, open_archive
 from ditic_stream.errors import ConfigError
 from ditic_stream.geometry import Window
@@ -173,7 +172,7 @@ class Scene:
             window = coarser(self._ground.window_of(bbox), level)
         window = Window(row=0, col=0, height=height, width=width) if window is None else window.within(height, width)
         if out_shape is not None:
-            pixels, sight = self._resampled(window, level, out_shape, samples)
+            pixels, sight = reshaped(self._levels, level, window, out_shape, samples)
         else:
             pixels, planes = self._levels.read(level, window, samples)
             sight = self._levels.sight(planes, samples) if masked else np.ones(0, bool)
@@ -229,6 +228,8 @@ class Scene:
     def to_dask(self, *, chunks: Any = None, level: int = 0) -> Any:
         """A dask array (rows, columns, samples) of a level, each block decoded when it is computed; the values do not
         depend on the chunks, which are tiles by default.  The scene must stay open.  Needs the extra `dask`."""
+        from importlib.metadata import entry_points
+
         door = next(iter(entry_points(group="ditic_stream.doors", name="dask")), None)
         if door is None:
             raise ConfigError("the package is found but not installed; pip install 'ditic-stream[dask]'")
@@ -264,40 +265,6 @@ class Scene:
             if not -count <= band < count:
                 raise ConfigError(f"band {band} is outside 0..{count - 1}; bands are counted from 0, alpha among them")
         return [band % count for band in bands]
-
-    def _resampled(
-        self, window: Window, level: int, out_shape: tuple[int, int], samples: list[int]
-    ) -> tuple[Pixels, NDArray[np.bool_]]:
-        """A window of a level as `out_shape` pixels: means over the areas they cover, of the coarsest level that is
-        no coarser than they are."""
-        rows, cols = out_shape
-        if rows < 1 or cols < 1:
-            raise ConfigError(f"out_shape {out_shape} is empty; give (rows, columns), 1 or more each")
-        ratio = min(window.height / rows, window.width / cols)
-        more = min(max(int(math.log2(ratio)) if ratio >= 1 else 0, 0), self.level_count - 1 - level)
-        source = coarser(window, more)
-        pixels, planes = self._levels.read(level + more, source, samples)
-        height, width = self._levels.shape(level)
-        down, across = (
-            np.linspace(window.row, window.row_end, rows + 1),
-            np.linspace(window.col, window.col_end, cols + 1),
-        )
-        here, there = _borders(source.row, source.height, more, height), _borders(source.col, source.width, more, width)
-        sight = self._levels.sight(planes, samples)
-        values, seen = area_means(pixels, sight, (here, down), (there, across))
-        row, col = _places(here, down), _places(there, across)
-        return self._levels.settled(values, seen, pixels[:, row[:, None], col], samples), seen
-
-
-def _borders(first: int, count: int, levels: int, side: int) -> NDArray[np.float64]:
-    """The borders of pixels 2^levels coarser, counted in the pixels of an axis of `side`."""
-    return np.asarray(np.minimum(np.arange(first, first + count + 1) << levels, side), np.float64)
-
-
-def _places(borders: NDArray[np.float64], wanted: NDArray[np.float64]) -> NDArray[np.intp]:
-    """The pixel, between `borders`, that holds the middle of each wanted interval."""
-    middle = (wanted[1:] + wanted[:-1]) / 2
-    return np.clip(np.searchsorted(borders, middle, side="right") - 1, 0, len(borders) - 2)
 
 
 @lru_cache(maxsize=8)

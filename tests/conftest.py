@@ -90,3 +90,18 @@ def nodes() -> Iterator[Any]:
         ray.init(address=made.address, log_to_driver=False, logging_level="error")
         yield made
         ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def deep(tmp_path_factory: pytest.TempPathFactory, ditic: Command) -> Path:
+    """An archive of 16 bits, one band, a quarter of it nodata, placed nowhere; its scene, deep.tif, lies beside it."""
+    import numpy as np
+    import tifffile
+
+    folder = tmp_path_factory.mktemp("deep")
+    pixels = (landscape(300, 520)[..., 0].astype(np.uint16) * 30) + 1000
+    pixels[:150, :260] = 0
+    tifffile.imwrite(folder / "deep.tif", pixels, metadata=None, extratags=[(42113, "s", 2, "0", True)])
+    done = ditic("compress", folder / "deep.tif", "--model", "tiny", "--tile", "256", "--overlap", "32", "-q")
+    assert done.code == 0, done.err
+    return folder / "deep.ditic"

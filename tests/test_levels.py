@@ -305,3 +305,13 @@ def test_a_band_that_the_preview_does_not_have_comes_from_latents_at_coarse_leve
         assert (got[..., :3] == opened.preview().transpose(1, 2, 0)).all()
         assert psnr(got[:-1, :-1, 3], means(decoded, 64)[:-1, :-1, 3]) > 33
         assert (scene.read(level=6, bands=[3])[0] == got[..., 3]).all()
+
+
+def test_without_a_readout_it_comes_from_decoded_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ditic_stream.codec", fakes.module())
+    picture = landscape(4224, 128)  # of whole blocks: at a ragged edge means of means weigh their pixels alike
+    archive, decoded = archived(tmp_path, np.dstack([picture, 255 - picture[..., :1]]))
+    with ditic_stream.open(archive) as scene:
+        for level in (4, 5, 6):
+            exact = means(decoded, 1 << level)[..., 3]
+            assert np.abs(scene.read(level=level, bands=[3])[0] - exact).max() <= (0.5 if level == 4 else 1)

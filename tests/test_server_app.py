@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tifffile
 from conftest import Command, Sample
-from pictures import landscape
+from servers import serving
 from starlette.testclient import TestClient
 
 from ditic_stream.archive import open_archive
@@ -23,18 +23,6 @@ from ditic_stream.doors.server.gate import Busy
 from ditic_stream.doors.server.served import Catalog, name_of, source_at_hand
 from ditic_stream.errors import ConfigError
 from ditic_stream.geometry import TileKey
-
-
-@pytest.fixture(scope="module")
-def deep(tmp_path_factory: pytest.TempPathFactory, ditic: Command) -> Path:
-    """An archive of 16 bits, one band, a quarter of it nodata, placed nowhere."""
-    folder = tmp_path_factory.mktemp("deep")
-    pixels = (landscape(300, 520)[..., 0].astype(np.uint16) * 30) + 1000
-    pixels[:150, :260] = 0
-    tifffile.imwrite(folder / "deep.tif", pixels, metadata=None, extratags=[(42113, "s", 2, "0", True)])
-    done = ditic("compress", folder / "deep.tif", "--model", "tiny", "--tile", "256", "--overlap", "32", "-q")
-    assert done.code == 0, done.err
-    return folder / "deep.ditic"
 
 
 @pytest.fixture(scope="module")
@@ -284,7 +272,7 @@ def test_no_address_leaves_the_archives(client: TestClient, address: str) -> Non
 
 def test_names_are_never_paths(sample: Sample, tmp_path: Path) -> None:
     assert name_of("/data/a scene (1).ditic.zip") == "a-scene-1"
-    assert name_of("s3://bucket/key/x.ditic?versionId=3") == "x"
+    assert name_of("https://host/key/x.ditic?versionId=3") == "x" and name_of("s3://bucket/a%20b.ditic.zip") == "a-b"
     assert name_of("/data/...ditic") == "scene" and name_of("/data/../<script>.ditic") == "script"
     with Catalog() as catalog:
         names = [catalog.add(sample.archive).name for _ in range(2)]
@@ -366,3 +354,14 @@ def test_a_source_is_at_hand_when_its_name_and_size_fit(sample: Sample, deep: Pa
     assert source_at_hand(archive) is None
     with Catalog() as catalog, pytest.raises(ConfigError, match="the scene it was made from"):
         catalog.add(archive, source=deep.with_suffix(".tif"))
+
+
+def test_an_archive_far_away_is_served_like_one_at_hand(sample: Sample, decoded: np.ndarray) -> None:
+    with serving(sample.archive.parent) as folder, Catalog() as catalog:
+        catalog.add(f"{folder.url}/scene.ditic?token=secret")
+        with TestClient(make_app(catalog, Settings(threads=1))) as client:
+            found = png(client.get("/scene/region?window=300,300,100,100"))
+            assert (found == decoded[300:400, 300:400]).all()
+            for address in ("/", "/scene/info", "/info"):
+                assert "secret" not in client.get(address).text
+    assert source_at_hand("https://host/scene.ditic") is None

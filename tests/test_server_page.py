@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -183,6 +184,23 @@ def test_the_page_shows_the_scene_and_all_its_buttons_work(seen: Seen, sample: S
     # Nothing was complained of, and everything came from the one server.
     assert seen.complaints == []
     assert {urlsplit(url).netloc for url in seen.asked if url.startswith("http")} == {urlsplit(seen.address).netloc}
+
+
+def test_sixteen_bits_are_shown_by_a_stretch_that_is_named_and_nodata_is_clear(browser: Any, deep: Path) -> None:
+    with served(deep, page_format="png") as (address, _):
+        page = browser.new_page(viewport={"width": 800, "height": 600})
+        seen = Seen(page, address)
+        page.goto(f"{address}/deep/")
+        seen.until(lambda: page.get_attribute("body", "data-ready") == "yes")
+        seen.settle()
+        assert "stretched" in page.inner_text("#about") and "percentiles 2 and 98" in page.inner_text("#about")
+        assert not page.is_visible("#modes")  # the original is not at hand
+        shown = seen.pixels()
+        height, width = shown.shape[:2]
+        assert shown[height // 2 + 20 :, width // 4 : width // 2].std() > 30  # a picture
+        clear = shown[height // 2 - 60 : height // 2 - 20, width // 4 : width // 2 - 20]
+        assert clear.max() < 48  # the dark ground under it
+        page.close()
 
 
 def test_the_index_leads_to_the_page_and_a_wrong_name_says_so(seen: Seen) -> None:

@@ -122,7 +122,7 @@ def numbers(text: str, count: int, kind: type, option: str) -> tuple[Any, ...]:
     return values
 
 
-def byte_count(text: str | None) -> int | None:
+def byte_count(text: str | None, option: str = "--size") -> int | None:
     """Bytes of "500000", "500kB", "20M", "1.5 GB": units of 1000, as sizes are printed."""
     if text is None:
         return None
@@ -132,7 +132,7 @@ def byte_count(text: str | None) -> int | None:
             raise ValueError
         return round(float(found[1]) * 10.0 ** (3 * " kMGT".index(found[2] or " ")))
     except ValueError:
-        raise typer.BadParameter(f"--size {text!r} is not a number of bytes such as 500000, 500kB or 20MB") from None
+        raise typer.BadParameter(f"{option} {text!r} is not a number of bytes such as 500000, 500kB or 20MB") from None
 
 
 def window_of(col: int, row: int, width: int, height: int) -> Window:

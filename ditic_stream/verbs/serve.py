@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import threading
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ditic_stream import console
 from ditic_stream.errors import ConfigError
-from ditic_stream.verbs.options import Device, Json, OnError, Quiet, byte_count
+from ditic_stream.verbs.options import Archive, Device, Json, OnError, Quiet, byte_count
 
 Threads = Annotated[
     int | None,
@@ -25,7 +24,9 @@ Port = Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 
 
 
 def serve(
-    archives: Annotated[list[str], typer.Argument(metavar="ARCHIVE...", help="Archives to serve, each by its name.")],
+    archives: Annotated[
+        list[str], typer.Argument(metavar="ARCHIVE...", help="Archives, paths or URIs, each served by its name.")
+    ],
     host: Host = "127.0.0.1",
     port: Port = 8000,
     threads: Threads = None,
@@ -57,9 +58,9 @@ def serve(
 
 
 def view(
-    archive: Annotated[str, typer.Argument(help="The archive to look at.")],
+    archive: Archive,
     source: Annotated[
-        Path | None,
+        str | None,
         typer.Option(help="The scene it was made from, to swipe against (default: looked for beside the archive)."),
     ] = None,
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Only print the address.")] = False,
@@ -86,7 +87,7 @@ def view(
 
 
 def _run(
-    archives: list[tuple[str, Path | None]],
+    archives: list[tuple[Any, Any]],
     *,
     host: str,
     port: int,
@@ -111,7 +112,7 @@ def _run(
         raise ConfigError(f"serving needs {error.name}; install it with pip install 'ditic-stream[serve]'") from None
     from ditic_stream.executors import cores
 
-    total, threads = byte_count(cache) or 0, threads or cores()
+    total, threads = byte_count(cache, "--cache") or 0, threads or cores()
     with console.interruptible("nothing was changed"), Catalog() as catalog:
         for archive, source in archives:
             if look and source is None:

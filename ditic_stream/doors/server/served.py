@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import ditic_stream
-from ditic_stream._paths import local_path
+from ditic_stream._paths import Name, Uri, place_of
 from ditic_stream.doors.server.display import Picture, Stretch, stretch_of
 from ditic_stream.doors.server.original import Original
-from ditic_stream.errors import ConfigError, DiticError, SourceError
+from ditic_stream.errors import ConfigError, DiticError
 from ditic_stream.geometry import TileKey, Window
 from ditic_stream.reader import open_source
 from ditic_stream.regions import OnError, Scene
@@ -129,9 +129,9 @@ class Catalog:
 
     def add(
         self,
-        archive: str | Path,
+        archive: Name,
         *,
-        source: str | Path | None = None,
+        source: Name | None = None,
         device: str = "cpu",
         on_error: OnError = "stop",
         cache_bytes: int = 2**28,
@@ -182,24 +182,22 @@ class Catalog:
         )  # fmt: skip
 
 
-def name_of(archive: str | Path) -> str:
+def name_of(archive: Name) -> str:
     """The name an archive is served under: that of its last part, in letters, digits, dots, dashes and underscores."""
-    last = str(archive).rstrip("/").rsplit("/", 1)[-1].split("?")[0]
-    stem = last.removesuffix(".zip").removesuffix(".ditic")
+    stem = place_of(archive).name.removesuffix(".zip").removesuffix(".ditic")
     return re.sub(r"[^A-Za-z0-9_-]+", "-", stem).strip("-") or "scene"
 
 
-def source_at_hand(archive: str | Path) -> Path | None:
+def source_at_hand(archive: Name) -> Path | None:
     """The scene an archive was made from, when it lies beside it: of the name and the size the manifest tells."""
     from ditic_stream.archive import open_archive
 
-    try:
-        folder = local_path(archive).parent
-    except SourceError:
+    place = place_of(archive)
+    if isinstance(place, Uri):
         return None
-    with open_archive(archive) as opened:
+    with open_archive(place) as opened:
         source = opened.manifest.source
-    candidate = folder / Path(source.name).name
+    candidate = place.parent / Path(source.name).name
     try:
         return candidate if candidate.is_file() and candidate.stat().st_size == source.size else None
     except OSError:
