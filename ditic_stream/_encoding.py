@@ -72,7 +72,7 @@ class Describe:
     def open(self, note: Note) -> Iterator[Callable[[None], ModelRef]]:
         from ditic_stream.codec import load_codec
 
-        info = loaded(load_codec, self.model, self.device).info
+        info = load_codec(self.model, device=self.device).info
         yield lambda _: ModelRef(name=info.name, config=dict(info.config), weights=info.weights, licence=info.licence)
 
 
@@ -95,6 +95,8 @@ class EncodeShard:
 
         manifest = self.manifest
         codec = loaded(load_codec, self.model, self.device)
+        if codec.info.weights != manifest.model.weights:  # others were imported under that name since
+            codec = load_codec(self.model, device=self.device)
         with (
             one_thread(),
             open_source(

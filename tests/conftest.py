@@ -83,6 +83,16 @@ def sample(tmp_path_factory: pytest.TempPathFactory, ditic: Command) -> Sample:
 
 
 @pytest.fixture(scope="session")
+def nodes() -> Iterator[Any]:
+    """A Ray cluster of a head that thinks it has six CPUs, connected; tests add nodes that they may kill."""
+    ray = pytest.importorskip("ray")
+    with cluster(6) as made:
+        ray.init(address=made.address, log_to_driver=False, logging_level="error")
+        yield made
+        ray.shutdown()
+
+
+@pytest.fixture(scope="session")
 def deep(tmp_path_factory: pytest.TempPathFactory, ditic: Command) -> Path:
     """An archive of 16 bits, one band, a quarter of it nodata, placed nowhere; its scene, deep.tif, lies beside it."""
     import numpy as np
@@ -95,13 +105,3 @@ def deep(tmp_path_factory: pytest.TempPathFactory, ditic: Command) -> Path:
     done = ditic("compress", folder / "deep.tif", "--model", "tiny", "--tile", "256", "--overlap", "32", "-q")
     assert done.code == 0, done.err
     return folder / "deep.ditic"
-
-
-@pytest.fixture(scope="session")
-def nodes() -> Iterator[Any]:
-    """A Ray cluster of a head that thinks it has six CPUs, connected; tests add nodes that they may kill."""
-    ray = pytest.importorskip("ray")
-    with cluster(6) as made:
-        ray.init(address=made.address, log_to_driver=False, logging_level="error")
-        yield made
-        ray.shutdown()

@@ -83,7 +83,7 @@ def compress(
         result = run(
             scene, target, quality=quality, bpp=bpp, size=byte_count(size), model=model, tile=tile, overlap=overlap,
             device=device, workers=workers, expand_palette=expand_palette, overwrite=overwrite, dry_run=dry_run,
-            progress=progress, executor=executor, accept_licence=accept_licence,
+            progress=progress, accept_licence=accept_licence, executor=executor,
         )  # fmt: skip
     for warning in result.warnings:
         console.note(f"warning: {warning}", quiet=quiet)
