@@ -50,14 +50,7 @@ def test_serve_tells_its_address_answers_and_ends_in_good_order(sample: Sample, 
         answer = httpx.get(f"{said['url']}healthz")
         assert answer.status_code == 200 and "server" not in answer.headers
         if number is signal.SIGINT:
-            with httpx.Client(timeout=120) as client:
-                took = []
-                for _ in range(16):
-                    began = time.monotonic()
-                    assert client.get(f"{said['url']}scene/image_files/8/0_0.png").status_code == 200
-                    took.append(time.monotonic() - began)
-            # Where a body waits until the client has confirmed its head, each takes 40 ms more.
-            assert sorted(took)[8] < 0.035
+            assert httpx.get(f"{said['url']}scene/image_files/8/0_0.png", timeout=120).status_code == 200
         process.send_signal(number)
         _, errors = process.communicate(timeout=90)
         assert process.returncode == 0, errors
@@ -73,6 +66,13 @@ def test_view_opens_on_the_page_and_finds_the_source(sample: Sample) -> None:
         assert "access-control-allow-origin" not in closed.headers
         process.send_signal(signal.SIGINT)
         assert "original: " in process.communicate(timeout=90)[1]
+
+
+def test_a_body_does_not_wait_until_its_head_is_confirmed() -> None:
+    with run.listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        connection, _ = listener.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0
 
 
 def test_a_port_in_use_is_a_sentence(sample: Sample, ditic: Command) -> None:
@@ -98,7 +98,7 @@ def test_an_archive_that_is_none_is_told_before_anything_is_served(ditic: Comman
 @contextlib.contextmanager
 def served(archive: Path, **settings: Any) -> Iterator[tuple[str, Any]]:
     """A real uvicorn on loopback over `archive`; (address, the Server behind it)."""
-    with Catalog() as catalog, socket.create_server(("127.0.0.1", 0)) as listener:
+    with Catalog() as catalog, run.listen("127.0.0.1", 0) as listener:
         catalog.add(archive)
         made = make_app(catalog, Settings(**{"threads": 1, **settings}))
         server = uvicorn.Server(run.configured(made))
@@ -126,7 +126,7 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     go.set()
 
 
-def until(true: Callable[[], bool], seconds: float = 20) -> None:
+def until(true: Callable[[], bool], seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, "it did not come to that"
