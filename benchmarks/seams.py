@@ -16,15 +16,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ditic_stream._small_codec import SmallCodec, load
 from ditic_stream.blend import Blender
-from ditic_stream.codec import TileCodec, load_codec
 from ditic_stream.config import GridConfig, q_of_quality
 from ditic_stream.entropy import TileLatent
 from ditic_stream.geometry import CELL, cells
 from ditic_stream.tiling import Grid
 
 
-def windowed(codec: TileCodec, latent: TileLatent, grid: Grid, q: int) -> NDArray[np.float32]:
+def windowed(codec: SmallCodec, latent: TileLatent, grid: Grid, q: int) -> NDArray[np.float32]:
     """Render all windows and blend them; (3, rows, columns) in network units."""
     blender = Blender(grid, range(grid.rows), range(grid.cols), 3)
     picture = np.zeros((3, grid.height, grid.width), np.float32)
@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--quality", type=int, nargs="+", default=[10, 30, 60])
     args = parser.parse_args()
     torch.set_num_threads(1)
-    codec = load_codec(args.model)
+    codec = load(args.model, "cpu")
     print(
         "| picture | quality | overlap px | windows against whole dB | largest difference | border gradient |\n"
         + "|---" * 6
@@ -83,7 +83,7 @@ def main() -> None:
             print_halo(codec, pixels, q)
 
 
-def print_halo(codec: TileCodec, pixels: NDArray[np.float32], q: int) -> None:
+def print_halo(codec: SmallCodec, pixels: NDArray[np.float32], q: int) -> None:
     """How far the latents of a 256 px core are from those of the whole picture, for encode halos of 0 to 128 px."""
     whole = codec.network.encoder(torch.from_numpy(pixels[:, :, :1024, :1024]))
     steps = codec.network.codec.gain(torch.tensor([q / 16]))

@@ -25,6 +25,7 @@ from ditic_stream.archive import Archive
 from ditic_stream.blend import Blender, windows_of
 from ditic_stream.errors import ConfigError, MissingTileError, naming
 from ditic_stream.executors import Executor, executor_for
+from ditic_stream.families import family_of
 from ditic_stream.geometry import TileKey, Window
 from ditic_stream.radiometry import Radiometry, from_network, join_alpha, mask_of
 from ditic_stream.tiling import Grid
@@ -129,6 +130,8 @@ def decode(
     buffer = _Strips(window, radiometry, grid, scratch)
     total, ready = window.height * window.width, 0
     jobs = len(rows) * len(cols)
+    if workers is None:
+        workers = family_of(archive.manifest.model.name).at_once
     with nullcontext(executor) if executor else executor_for(workers, device, jobs, total) as running:
         for key, pixels in _rendered(archive, rows, cols, running, device, scratch, damage, fill):
             done = blender.add(key, pixels)

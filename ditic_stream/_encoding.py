@@ -27,6 +27,7 @@ from ditic_stream.archive import PREVIEW_SCALE, ShardWriter
 from ditic_stream.bitstream import CODED, EMPTY, Record, pack_record
 from ditic_stream.errors import naming
 from ditic_stream.executors import Note, one_thread
+from ditic_stream.families import family_of
 from ditic_stream.geometry import TileKey, Window
 from ditic_stream.manifest import Manifest, ModelRef
 from ditic_stream.radiometry import Radiometry, all_masked, outside, read_window, to_network
@@ -102,7 +103,12 @@ class EncodeShard:
             coder = TileCoder(
                 source=source,
                 codec=codec,
-                grid=Grid(height=image.height, width=image.width, config=manifest.grid),
+                grid=Grid(
+                    height=image.height,
+                    width=image.width,
+                    config=manifest.grid,
+                    units=family_of(manifest.model.name).units,
+                ),
                 radiometry=Radiometry.from_json(manifest.radiometry),
                 q=manifest.q,
                 archive_id=manifest.archive_id,

@@ -24,7 +24,8 @@ from ditic_stream.bitstream import HEADER_BYTES
 from ditic_stream.config import Q_MAX, QUALITY_MAX, QUALITY_MIN, GridConfig, q_of_quality
 from ditic_stream.errors import ConfigError, naming
 from ditic_stream.executors import Executor, Note, one_thread
-from ditic_stream.geometry import CELL, TileKey, cells
+from ditic_stream.families import family_of
+from ditic_stream.geometry import CELL, TileKey
 from ditic_stream.manifest import Manifest
 from ditic_stream.radiometry import Radiometry, from_network, in_sight, value_range
 from ditic_stream.reader import open_source
@@ -120,7 +121,8 @@ def windows_of(manifest: Manifest) -> Grid:
     """The scene cut into windows."""
     image = manifest.image
     config = manifest.grid if image.height * image.width <= SMALL else GridConfig(tile=WINDOW)
-    return Grid(height=image.height, width=image.width, config=config)
+    units = family_of(manifest.model.name).units
+    return Grid(height=image.height, width=image.width, config=config, units=units)
 
 
 def _probe(coder: TileCoder, probe: Probe) -> Probed:
@@ -133,9 +135,9 @@ def _probe(coder: TileCoder, probe: Probe) -> Probed:
     sizes = tuple(mask + len(one.words) + len(one.escapes) for one in coded)
     if not probe.render:
         return Probed(pixels=pixels, sizes=sizes)
-    q, shape = probe.qs[0], (len(look.units), cells(core.height), cells(core.width))
-    latent = coder.codec.decode_symbols(coder.record(probe.key, coded[0]), *shape, q)
-    anchor = (core.row // CELL, core.col // CELL)
+    q, own = probe.qs[0], coder.grid.latent_core(probe.key)
+    latent = coder.codec.decode_symbols(coder.record(probe.key, coded[0]), len(look.units), *own.shape, q)
+    anchor = (own.row, own.col)
     units = coder.codec.render(latent.values, latent.scales, q, anchor)[:, :, : core.height, : core.width]
     radiometry, inner = coder.radiometry, (slice(None), *look.inner)
     decoded = from_network(units, look.planes[inner], radiometry)

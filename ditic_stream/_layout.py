@@ -18,7 +18,8 @@ from typing import Any
 
 from ditic_stream._paths import Place
 from ditic_stream._store import GROUP, OPENING_BYTES, Store
-from ditic_stream.errors import FormatError, SourceError
+from ditic_stream.errors import ConfigError, FormatError, SourceError
+from ditic_stream.families import family_of
 from ditic_stream.geometry import TileKey
 from ditic_stream.manifest import KEY, MAX_MANIFEST, Manifest, canonical_json, parse_json
 from ditic_stream.tiling import Grid
@@ -49,7 +50,11 @@ class Layout:
     @cached_property
     def grid(self) -> Grid:
         image = self.manifest.image
-        return Grid(height=image.height, width=image.width, config=self.manifest.grid)
+        units = family_of(self.manifest.model.name).units
+        try:
+            return Grid(height=image.height, width=image.width, config=self.manifest.grid, units=units)
+        except ConfigError as error:
+            raise FormatError(f"manifest: {error.message}") from error
 
     @cached_property
     def archive_id(self) -> bytes:

@@ -29,6 +29,7 @@ from ditic_stream.archive import Archive
 from ditic_stream.blend import weighted
 from ditic_stream.errors import ConfigError, naming
 from ditic_stream.executors import be_one_thread, cores
+from ditic_stream.families import family_of
 from ditic_stream.geometry import CELL, TileKey
 from ditic_stream.latents import Cells, assemble
 
@@ -81,7 +82,8 @@ class Loader:
         if threads is not None and threads < 1:
             raise ConfigError(f"{threads} threads cannot read; use 1 or more")
         self.archive, self.grid = archive, archive.grid
-        self.threads = threads or (min(cores(), MAX_THREADS) if device == "cpu" else 1)
+        most = family_of(archive.manifest.model.name).at_once or MAX_THREADS
+        self.threads = threads or (min(cores(), most) if device == "cpu" else 1)
         self._device, self._fill, self._damage = device, fill, damage
         tile_cells = groups_of(archive.manifest) * (self.grid.config.tile // CELL) ** 2
         self._together = min(max(CELLS_TOGETHER // tile_cells, 1), MAX_TOGETHER)

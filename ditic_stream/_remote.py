@@ -11,6 +11,7 @@ An object that is rewritten while it is read is found out by its ETag (ChangedEr
 
 from __future__ import annotations
 
+import re
 import threading
 from bisect import bisect_right, insort
 from collections import OrderedDict
@@ -35,6 +36,8 @@ NEAR = 512
 RUNS, WASTE = 3, 0.5
 """Ranges of one object that are asked for alone at most, where coalescing them wastes no more than this part of what is
 wanted: with its index, the records around a window of 512 pixels then come in four requests."""
+ETAG = re.compile(r"[!#-~]{1,1024}")
+"""What an ETag that a manifest keeps looks like, without its quotes."""
 LARGEST = 2**24
 """Bytes of one request; longer ranges are taken apart."""
 AHEAD, AMONG = 2**16, 2**15
@@ -117,7 +120,7 @@ class _Remote:
         """Size and ETag of objects that were seen, without bytes."""
         self._near = NEAR
         self._absent: set[str] = set()
-        """Objects that were not there when last asked for."""
+        """Objects that were not there when they were asked for: they stay so until the archive is opened again."""
         self._pool: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
 
@@ -172,6 +175,8 @@ class _Remote:
         """What of the ranges, given in groups of one object each, is not at hand: coalesced within each group."""
         left: list[tuple[str, list[Range]]] = []
         for name, ranges in groups:
+            if name in self._absent:
+                continue
             known, spans = self._known.get(name), list[Range]()
             for start, length in ranges:
                 if known is None and (start < 0 or length is None):
@@ -269,8 +274,8 @@ class RemoteFile(_Remote):
         if self.ask("", 0, head) is None:
             raise SourceError(f"{uri} does not exist; name a file that does")
         self.size = self._known[""].size
-        etag = self._known[""].etag
-        self.etag = etag.strip('"') if etag else None
+        tag = (self._known[""].etag or "").removeprefix('"').removesuffix('"')
+        self.etag = tag if ETAG.fullmatch(tag) else None
         self._ahead, self._near = AHEAD, AMONG
 
     def read_at(self, offset: int, size: int) -> bytes:

@@ -33,9 +33,11 @@ from ditic_stream.errors import (
     naming,
 )
 from ditic_stream.executors import Note, Shared, one_thread
+from ditic_stream.families import family_of
 from ditic_stream.geometry import TileKey
 from ditic_stream.latents import Cells, Latent, LatentSpool, assemble
 from ditic_stream.manifest import Manifest
+from ditic_stream.models.folder import at_hand
 from ditic_stream.tiling import Grid
 
 if TYPE_CHECKING:
@@ -158,8 +160,15 @@ class Rendering:
         with open_archive(self.archive) as archive:
             codec = codec_of(archive.manifest, self.device)
             groups = groups_of(archive.manifest)
-            channels = codec.zero_latent(1, 1, 1).values.shape[1]
-            spool = LatentSpool(grid=archive.grid, groups=groups, channels=channels, depth=self.depth, store=self.spool)
+            zero = codec.zero_latent(1, 1, 1)
+            spool = LatentSpool(
+                grid=archive.grid,
+                groups=groups,
+                channels=zero.values.shape[1],
+                depth=self.depth,
+                store=self.spool,
+                scales=zero.scales.dtype.name,
+            )
 
             def run(job: Job) -> Decoded | None:
                 if isinstance(job, DecodeTile):
@@ -178,9 +187,19 @@ class Rendering:
 
 
 @lru_cache(maxsize=2)
-def _loaded(load: Callable[..., TileCodec], name: str, device: str) -> TileCodec:
+def _loaded(load: Callable[..., TileCodec], name: str, weights: str, device: str) -> TileCodec:
     """A codec that is loaded already, for those who open one archive after another."""
-    return load(name, device=device)
+    return _checked(load(name, device=device), name, weights)
+
+
+def _checked(codec: TileCodec, name: str, weights: str) -> TileCodec:
+    """The codec itself; WeightsError when its weights are others than an archive names."""
+    if codec.info.weights != weights:
+        raise WeightsError(
+            f"the archive needs weights {weights[:16]}... of {name}, this release has "
+            f"{codec.info.weights[:16]}...; import the ones it names with `ditic-stream models import`"
+        )
+    return codec
 
 
 _elsewhere: WeakValueDictionary[tuple[str, str], TileCodec] = WeakValueDictionary()
@@ -192,20 +211,16 @@ def codec_of(manifest: Manifest, device: str) -> TileCodec:
     """The codec an archive names; WeightsError when the weights at hand are others."""
     from ditic_stream.codec import load_codec
 
-    name = manifest.model.name
+    model = manifest.model
+    name = at_hand(model.name, model.weights) if family_of(model.name).imported else model.name
     with _opening:
         if device == "cpu":
-            codec = _loaded(load_codec, name, device)
-        else:
-            found = _elsewhere.get((name, device))
-            codec = found if found is not None else load_codec(name, device=device)
-            _elsewhere[name, device] = codec
-    if codec.info.weights != manifest.model.weights:
-        raise WeightsError(
-            f"the archive needs weights {manifest.model.weights[:16]}... of {manifest.model.name}, this release has "
-            f"{codec.info.weights[:16]}...; import the ones it names with `ditic-stream models import`"
-        )
-    return codec
+            return _loaded(load_codec, name, model.weights, device)
+        found = _elsewhere.get((name, device))
+        if found is None or found.info.weights != model.weights:
+            found = _checked(load_codec(name, device=device), name, model.weights)
+            _elsewhere[name, device] = found
+        return found
 
 
 def release_memory(device: str) -> None:

@@ -31,8 +31,10 @@ from ditic_stream.bitstream import EMPTY
 from ditic_stream.config import GridConfig, q_of_quality
 from ditic_stream.errors import ConfigError, DiticError
 from ditic_stream.executors import Executor, executor_for
+from ditic_stream.families import family_of
 from ditic_stream.geometry import TileKey
 from ditic_stream.manifest import Image, Manifest, ModelRef, SourceRef
+from ditic_stream.models.folder import check_accepted
 from ditic_stream.radiometry import survey
 from ditic_stream.reader import Source, open_source
 from ditic_stream.summary import bits_per_pixel, rate
@@ -119,6 +121,7 @@ def compress(
     expand_palette: bool = False,
     progress: Progress | None = None,
     executor: Executor | None = None,
+    accept_licence: bool = False,
 ) -> Result | Estimate:
     """Compress the scene `source` into `archive`, a folder NAME.ditic or a file NAME.ditic.zip, here or by their URIs.
 
@@ -128,6 +131,8 @@ def compress(
     processes, the cores by default; the bytes do not depend on it.  overwrite: replace a complete archive, or one of
     other settings.  dry_run: write nothing and give an Estimate.  expand_palette: code the colours of a palette
     picture.  progress: called with (pixels done, pixels in all).  executor: one to use instead of `workers`.
+    accept_licence: needed once for imported weights whose licence is not a free one.  Weights of one rate
+    (ditic-0.6b) take none of quality, bpp and size.
     A run that was stopped is taken up by the same call: finished shards are kept, and the bytes are those of a run
     that was not stopped.  A complete archive of the same scene and settings is left as it is: all of it was resumed.
     Raises ConfigError for settings and for another complete archive, before the scene is read where size, name and
@@ -137,6 +142,14 @@ def compress(
     began = time.monotonic()
     config, origin, target = GridConfig(tile=tile, overlap=overlap), place_of(source), place_of(archive)
     _check_rate(quality, bpp, size)
+    family = family_of(model)
+    if family.one_rate and not quality is bpp is size is None:
+        raise ConfigError(
+            f"{model} has one rate, the one it was trained for: give no quality, rate or size, or choose other weights "
+            f"of {family.name} by --model"
+        )
+    if family.imported:
+        check_accepted(model, accept=accept_licence)
     if isinstance(origin, Uri) or origin.is_file():
         keep_apart(target, origin)
     folder = target if dry_run else _folder(target)
@@ -147,9 +160,10 @@ def compress(
         _require_same(target, there, _expected(there, origin, config, settled))
     with open_source(origin, expand_palette=expand_palette) as scene:
         scene.check()
-        grid = Grid(height=scene.height, width=scene.width, config=config)
+        grid = Grid(height=scene.height, width=scene.width, config=config, units=family.units)
         jobs = grid.shard_rows * grid.shard_cols
         pixels = grid.height * grid.width
+        workers = family.at_once if workers is None else workers
         with nullcontext(executor) if executor else executor_for(workers, device, jobs, pixels) as running:
             ((_, described),) = running.run_unordered(Describe(model, device), [None])
             manifest = _manifest(scene, grid, described, quality or QUALITY, device, there or _earlier(folder))
@@ -284,7 +298,11 @@ def _manifest(
             warnings=tuple(scene.warnings),
         ),
         software=f"ditic-stream {__version__}",
-        numerics={"device": device.partition(":")[0], "dtype": "float32", "torch": version("torch").partition("+")[0]},
+        numerics={
+            "device": device.partition(":")[0],
+            "dtype": family_of(model.name).dtype(device),
+            "torch": version("torch").partition("+")[0],
+        },
         attributes=_georeference(scene.metadata, grid),
     )
 

@@ -13,6 +13,28 @@ CELL = 32
 """Pixels a latent cell covers a side: the factor between the pixel grid and the latent grid."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Units:
+    """The steps a model counts pixels in."""
+
+    cell: int = CELL
+    """Pixels a cell of the stored latent covers a side; overlaps are multiples of it."""
+    align: int = CELL
+    """A tile's core is padded to a multiple of this, right and down; a multiple of `cell`."""
+
+    def cells(self, pixels: int) -> int:
+        """Cells that cover `pixels` pixels."""
+        return -(-pixels // self.cell)
+
+    def core_cells(self, pixels: int) -> int:
+        """Cells that are stored of a core of `pixels` pixels: those of the padded core."""
+        return -(-pixels // self.align) * (self.align // self.cell)
+
+
+CELLS = Units()
+"""Of a model without others of its own."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class Window:
     """A rectangle of pixels.  `row`, `col`: its upper left corner, 0 or more; `height`, `width`: 1 or more."""

@@ -12,23 +12,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ditic_stream.errors import FormatError
-from ditic_stream.geometry import CELL, TileKey
+from ditic_stream.geometry import TileKey
 from ditic_stream.tiling import Grid
 
 Values = NDArray[np.int16]
-Scales = NDArray[np.uint8]
-CELL_BYTES = 3
-"""Bytes one latent element takes here: int16 value and uint8 scale index."""
+Scales = NDArray[np.integer[Any]]
+"""uint8 or int16: what a model's entropy coder knew of each value's width, as that model writes it."""
 
 
 class Latent(Protocol):
-    """What a record decodes into: int16 values and uint8 scale indexes, both (groups, channels, rows, columns)."""
+    """What a record decodes into: int16 values and their scales, both (groups, channels, rows, columns)."""
 
     @property
     def values(self) -> Values: ...
@@ -69,7 +68,7 @@ def assemble(grid: Grid, key: TileKey, fetch: Fetch) -> Cells:
             )
         if canvas is None:
             shape = (*latent.values.shape[:2], *window.shape)
-            canvas = Cells(np.zeros(shape, np.int16), np.zeros(shape, np.uint8))
+            canvas = Cells(np.zeros(shape, np.int16), np.zeros(shape, latent.scales.dtype))
         part = window.intersect(core)
         into, out_of = (..., *part.slices(window)), (..., *part.slices(core))
         canvas.values[into] = latent.values[out_of]
@@ -98,12 +97,14 @@ class LatentSpool:
     channels: int
     depth: int
     store: Bytes
+    scales: str = "uint8"
+    """Type of the scales."""
 
     @property
     def slot(self) -> int:
         """Bytes a tile takes."""
-        side = self.grid.config.tile // CELL
-        return self.groups * self.channels * side * side * CELL_BYTES
+        side = self.grid.units.core_cells(self.grid.config.tile)
+        return self.groups * self.channels * side * side * (2 + np.dtype(self.scales).itemsize)
 
     @property
     def nbytes(self) -> int:
@@ -119,12 +120,12 @@ class LatentSpool:
         if latent.values.shape != shape or latent.scales.shape != shape:
             raise FormatError(f"latents of {latent.values.shape} where {shape} are due", key=str(key))
         self.store.write(self._offset(key), np.ascontiguousarray(latent.values, np.int16))
-        self.store.write(self._offset(key) + latent.values.size * 2, np.ascontiguousarray(latent.scales, np.uint8))
+        self.store.write(self._offset(key) + latent.values.size * 2, np.ascontiguousarray(latent.scales, self.scales))
 
     def get(self, key: TileKey) -> Cells:
         """Read what `put` wrote."""
         shape = (self.groups, self.channels, *self.grid.latent_core(key).shape)
-        cells = Cells(np.empty(shape, np.int16), np.empty(shape, np.uint8))
+        cells = Cells(np.empty(shape, np.int16), np.empty(shape, self.scales))
         self.store.read_into(self._offset(key), cells.values)
         self.store.read_into(self._offset(key) + cells.values.nbytes, cells.scales)
         return cells

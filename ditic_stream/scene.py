@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
-from importlib.metadata import entry_points
 from typing import Any
 
 import numpy as np
@@ -229,6 +228,8 @@ class Scene:
     def to_dask(self, *, chunks: Any = None, level: int = 0) -> Any:
         """A dask array (rows, columns, samples) of a level, each block decoded when it is computed; the values do not
         depend on the chunks, which are tiles by default.  The scene must stay open.  Needs the extra `dask`."""
+        from importlib.metadata import entry_points
+
         door = next(iter(entry_points(group="ditic_stream.doors", name="dask")), None)
         if door is None:
             raise ConfigError("the package is found but not installed; pip install 'ditic-stream[dask]'")

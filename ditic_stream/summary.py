@@ -16,6 +16,7 @@ from typing import Any
 
 from ditic_stream.archive import Archive
 from ditic_stream.errors import WeightsError
+from ditic_stream.families import family_of
 from ditic_stream.models import folder as imported
 
 CODED = ("records/c/", "mask/c/")
@@ -97,6 +98,7 @@ def lines(facts: dict[str, Any]) -> list[str]:
         placed += f", upper left at {corner[2]:.10g}, {corner[5]:.10g}" if corner else ""
     nodata = sorted({str(value) for value in facts["nodata"] if value is not None})
     kept = ", ".join([*(f"nodata {value}" for value in nodata), *dict.fromkeys(facts["mask_planes"])]) or "none"
+    asked = "of one rate" if family_of(facts["model"]).one_rate else f"quality {facts['quality']}"
     ratio = facts["raw_bytes"] / facts["record_bytes"] if facts["record_bytes"] else 0
     return [
         f"image      {facts['width']} x {facts['height']} pixels, {facts['bands']} bands, {facts['dtype']}",
@@ -108,8 +110,7 @@ def lines(facts: dict[str, Any]) -> list[str]:
         f"container  {facts['fixed_bytes']} bytes of metadata and preview",
         f"grid       {facts['tiles']} tiles of {facts['tile']} px in {facts['shards']} shards, "
         f"overlap {facts['overlap']} px",
-        f"model      {facts['model']}, quality {facts['quality']}, weights {facts['weights'][:16]}... "
-        f"({facts['weights_licence']})",
+        f"model      {facts['model']}, {asked}, weights {facts['weights'][:16]}... ({facts['weights_licence']})",
         f"source     {source['name']}, {source['size']} bytes, {identity}",
         *(f"not kept   {sentence}" for sentence in source["not_kept"]),
         f"written by {facts['software']}, archive {facts['archive_id']}, format {facts['format']}",

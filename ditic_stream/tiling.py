@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from ditic_stream.config import GridConfig
 from ditic_stream.errors import ConfigError
-from ditic_stream.geometry import CELL, TileKey, Window, cells
+from ditic_stream.geometry import CELLS, TileKey, Units, Window
 
 MAX_SIDE = 2**24
 """Longest side of a scene, pixels.  A bound for readers of hostile manifests, 16 times the widest scene known to us."""
@@ -30,11 +30,18 @@ class Grid:
     height: int
     width: int
     config: GridConfig
+    units: Units = CELLS
+    """Of the model."""
 
     def __post_init__(self) -> None:
         for name, side in (("height", self.height), ("width", self.width)):
             if not 1 <= side <= MAX_SIDE:
                 raise ConfigError(f"{name} {side} px is outside 1..{MAX_SIDE}; split the scene")
+        if self.config.overlap % self.units.cell:
+            raise ConfigError(
+                f"overlap {self.config.overlap} px is not a multiple of {self.units.cell}, the cells of this model's "
+                "latent; choose one"
+            )
 
     @property
     def scene(self) -> Window:
@@ -97,20 +104,34 @@ class Grid:
         return Window(row=row, col=col, height=min(side, self.height - row), width=min(side, self.width - col))
 
     def decode_window(self, key: TileKey) -> Window:
-        """The pixels one decode step renders: the core plus the overlap, clipped.  Starts on a multiple of 32."""
+        """The pixels one decode step renders: the core plus the overlap, clipped.  Starts on a whole cell."""
         return self.core(key).grown(self.config.overlap, height=self.height, width=self.width)
 
     def encode_window(self, key: TileKey, halo: int) -> Window:
-        """The pixels the encoder sees: the core plus `halo` pixels (a multiple of 32) a side, clipped."""
+        """The pixels the encoder sees: the core plus `halo` pixels (whole cells) a side, clipped."""
         return self.core(key).grown(halo, height=self.height, width=self.width)
 
     def latent_core(self, key: TileKey) -> Window:
-        """The latent cells a tile owns, on the scene's latent grid; the ragged edge is padded to whole cells."""
-        return _to_cells(self.core(key))
+        """The latent cells a tile owns, on the scene's latent grid: those of its core, padded as the model asks."""
+        core, units = self.core(key), self.units
+        return Window(
+            row=core.row // units.cell,
+            col=core.col // units.cell,
+            height=units.core_cells(core.height),
+            width=units.core_cells(core.width),
+        )
 
     def latent_window(self, key: TileKey) -> Window:
-        """The latent cells a decode window covers, on the scene's latent grid."""
-        return _to_cells(self.decode_window(key))
+        """The latent cells a decode window covers, on the scene's latent grid: the tile's own, all of them, and those
+        its overlap reaches."""
+        seen, own, units = self.decode_window(key), self.latent_core(key), self.units
+        row, col = seen.row // units.cell, seen.col // units.cell
+        return Window(
+            row=row,
+            col=col,
+            height=max(units.cells(seen.row_end), own.row_end) - row,
+            width=max(units.cells(seen.col_end), own.col_end) - col,
+        )
 
     def touching(self, window: Window) -> tuple[range, range]:
         """Tile rows and tile columns whose decode windows meet `window`."""
@@ -128,8 +149,3 @@ class Grid:
             else (range(key.row, key.row + 1), range(key.col, key.col + 1))
         )
         return (TileKey(row, col) for row in rows for col in cols)
-
-
-def _to_cells(window: Window) -> Window:
-    row, col = window.row // CELL, window.col // CELL
-    return Window(row=row, col=col, height=cells(window.row_end) - row, width=cells(window.col_end) - col)

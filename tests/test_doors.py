@@ -22,6 +22,7 @@ from doors import decoded, geo_archive
 from servers import serving
 
 import ditic_stream
+from ditic_stream.doors import _pixels
 from ditic_stream.doors._shared import scenes
 from ditic_stream.doors.rio_tiler import Reader
 from ditic_stream.doors.xarray import dataset_of
@@ -170,6 +171,12 @@ def test_a_dask_array_does_not_depend_on_its_chunks(archive: Path, chunks: Any) 
         assert (array.shape, array.dtype) == (scene.shape, scene.dtype)
         np.testing.assert_array_equal(array.compute(scheduler="threads", num_workers=6), file.read().transpose(1, 2, 0))
         np.testing.assert_array_equal(array[5:400:7, ::-11, 1].compute(), file.read(2)[5:400:7, ::-11])
+
+
+def test_blocks_of_many_bands_are_smaller(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_pixels, "CHUNK_BYTES", 128 * 128 * 4 * 2)
+    with ditic_stream.open(archive) as scene:
+        assert scene.to_dask().chunks[0] == (128, 128, 128, 128, 88)
 
 
 def test_a_dask_array_of_a_level_is_that_level(archive: Path) -> None:

@@ -66,6 +66,19 @@ def test_any_metadata_survives_json(
     assert through_json(manifest) == manifest
 
 
+def test_a_source_is_told_by_its_sha256_or_its_etag_and_by_no_other_word() -> None:
+    manifest = golden()
+    far = replace(manifest, source=replace(manifest.source, sha256=None, etag="33a64df5-2"))
+    assert through_json(far) == far
+    assert "sha256" not in far.to_json()["source"]
+    assert (
+        far.archive_id != manifest.archive_id != replace(far, source=replace(far.source, etag="33a64df5-3")).archive_id
+    )
+    for sha256, etag in ((None, None), (manifest.source.sha256, "a"), (None, 'a"'), (None, "a b"), (None, "")):
+        with pytest.raises(ConfigError, match="source"):
+            replace(manifest, source=replace(manifest.source, sha256=sha256, etag=etag)).to_json()
+
+
 def test_long_metadata_is_stored_deflated() -> None:
     manifest = golden()
     long = replace(manifest, source=replace(manifest.source, metadata={"wkt": "PROJCS[...]" * 500}))

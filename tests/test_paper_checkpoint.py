@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pictures import landscape, write_scene
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -457,8 +458,9 @@ def test_other_safetensors_files_are_no_weights_of_the_system(tmp_path: Path) ->
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_a_full_size_file_is_imported(tmp_path: Path, ditic: Any) -> None:
-    """2.1 GB of bfloat16, as large as a released file; the official names are known without diffusers."""
+def test_a_full_size_file_is_imported_and_codes_a_picture(tmp_path: Path, ditic: Any) -> None:
+    """2.1 GB of bfloat16, as large as a released file; the official names are known without diffusers.  Coding takes
+    it: some 6 GB of memory."""
     tensors = released(layout.official(), 0)
     path = tmp_path / "q3_merge_ema.pt"
     try:
@@ -474,5 +476,12 @@ def test_a_full_size_file_is_imported(tmp_path: Path, ditic: Any) -> None:
             assert all(torch.equal(file.get_tensor(name), tensor) for name, tensor in probe.items())
         listed = [json.loads(line) for line in ditic("models", "list", "--json").out.splitlines()]
         assert facts["sha256"] in {one["sha256"] for one in listed}
+        pytest.importorskip("diffusers", reason="the extra `paper` is not installed")
+        scene, archive = write_scene(tmp_path / "scene.tif", landscape(100, 130)), tmp_path / "scene.ditic"
+        done = ditic("compress", scene, archive, "--model", facts["name"], "--accept-licence", "--json", timeout=1200)
+        assert done.code == 0, done.err
+        done = ditic("decompress", archive, tmp_path / "scene.npy", timeout=1200)
+        assert done.code == 0, done.err
+        assert np.load(tmp_path / "scene.npy").shape == (100, 130, 3)
     finally:
         path.unlink(missing_ok=True)

@@ -19,6 +19,7 @@ from rasterio.crs import CRS
 from rio_tiler.errors import PointOutsideBounds, TileOutsideBounds
 from rio_tiler.io import Reader as RasterioReader
 
+from ditic_stream.doors import _shared
 from ditic_stream.doors._shared import Scenes, scenes
 from ditic_stream.doors.rio_tiler import Reader
 from ditic_stream.errors import ConfigError, SourceError
@@ -229,6 +230,40 @@ def test_few_scenes_stay_open_and_none_is_closed_while_it_is_read(archives: dict
         _ = first[...]
     assert last[0, 0].shape == (3,)
     kept.close()
+
+
+def test_an_archive_that_opens_slowly_holds_up_nobody_else(
+    archives: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, opened = threading.Event(), []
+    plain = _shared.open_scene
+
+    def slow(uri: str, **options: Any) -> Scene:
+        opened.append(uri)
+        if uri == str(archives["mask"]):
+            assert gate.wait(60)
+        return plain(uri, **options)
+
+    monkeypatch.setattr(_shared, "open_scene", slow)
+    kept, found = Scenes(), []
+
+    def read() -> None:
+        with kept.borrow(str(archives["mask"])) as scene:
+            found.append(scene)
+
+    waiting = [threading.Thread(target=read) for _ in range(3)]
+    for thread in waiting:
+        thread.start()
+    with kept.borrow(str(archives["plain"])) as scene:
+        assert scene[0, 0].shape == (3,) and not found
+    gate.set()
+    for thread in waiting:
+        thread.join()
+    assert len(found) == 3 and len(set(map(id, found))) == 1 and opened.count(str(archives["mask"])) == 1
+    with pytest.raises(SourceError), kept.borrow("none.ditic"):
+        pass
+    kept.close()
+    assert not kept._open
 
 
 def test_tiles_are_read_by_many_threads_at_once(archives: dict[str, Path]) -> None:

@@ -87,9 +87,7 @@ def test_every_import_is_declared_and_every_declaration_is_used():
         PACKAGE_OF.get(name, name)
         for folder in folders
         for name, _ in imported(ROOT / folder)
-        if name not in sys.stdlib_module_names
-        and name not in ours
-        and name not in ("ditic_stream", "benchmarks")
+        if name not in sys.stdlib_module_names and name not in ours and name not in ("ditic_stream", "benchmarks")
     }
     assert around <= required | optional | declared(extras["dev"])
 

@@ -29,6 +29,7 @@ from ditic_stream.writer import crop_metadata, not_kept, open_output
 
 Array = npt.NDArray[Any]
 TRANSFORM = rasterio.Affine(10, 0, 500000, 0, -10, 4600000)
+OUTPUTS = ["a.tif", "a.cog.tif", "a.png", "a.zarr", "a.ome.zarr", "a.npy"]
 PLAIN: dict[str, Any] = {
     "photometric": 1,
     "extrasamples": [],
@@ -360,7 +361,7 @@ def test_overwriting_replaces_a_zarr_or_an_empty_folder(tmp_path: Path) -> None:
 # all or nothing
 
 
-@pytest.mark.parametrize("name", ["a.tif", "a.png", "a.zarr", "a.npy"])
+@pytest.mark.parametrize("name", OUTPUTS)
 def test_an_error_leaves_nothing_behind_and_an_old_file_alone(tmp_path: Path, name: str) -> None:
     pixels = noise(3, 100, 50)
     write(tmp_path / name, pixels, metadata())
@@ -383,7 +384,7 @@ def test_an_error_leaves_nothing_behind_and_an_old_file_alone(tmp_path: Path, na
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
-@pytest.mark.parametrize("name", ["a.tif", "a.png", "a.zarr", "a.npy"])
+@pytest.mark.parametrize("name", OUTPUTS)
 def test_a_second_run_to_the_same_name_is_refused_and_the_first_is_not_disturbed(tmp_path: Path, name: str) -> None:
     options: dict[str, Any] = {"height": 100, "width": 50, "bands": 3, "dtype": "uint8", "metadata": metadata()}
     pixels = noise(3, 100, 50)
@@ -399,7 +400,7 @@ def test_a_second_run_to_the_same_name_is_refused_and_the_first_is_not_disturbed
 
 
 @pytest.mark.parametrize("linking", [True, False], ids=["links", "no links"])
-@pytest.mark.parametrize("name", ["a.tif", "a.png", "a.zarr", "a.npy"])
+@pytest.mark.parametrize("name", OUTPUTS)
 def test_a_file_that_appears_meanwhile_is_left_alone(
     tmp_path: Path, name: str, linking: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -451,7 +452,7 @@ except StorageError as error:
 """
 
 
-@pytest.mark.parametrize("name", ["a.tif", "a.png", "a.zarr", "a.npy"])
+@pytest.mark.parametrize("name", OUTPUTS)
 def test_a_full_disk_is_one_storage_error_and_leaves_nothing(tmp_path: Path, name: str) -> None:
     run = subprocess.run(
         [sys.executable, "-c", FULL, str(tmp_path / name)], capture_output=True, text=True, env=os.environ, check=False
@@ -471,7 +472,7 @@ def test_a_folder_that_cannot_be_written_is_a_storage_error(tmp_path: Path) -> N
         write(tmp_path / ("n" * 250 + ".tif"), noise(1, 5, 5), metadata(1))
 
 
-@pytest.mark.parametrize("name", ["a.tif", "a.png", "a.zarr", "a.npy"])
+@pytest.mark.parametrize("name", OUTPUTS)
 def test_a_folder_that_is_read_only_is_a_storage_error_with_advice(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

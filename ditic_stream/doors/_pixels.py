@@ -21,6 +21,7 @@ from ditic_stream.errors import ConfigError
 from ditic_stream.geometry import Window
 from ditic_stream.scene import Scene
 
+CHUNK_BYTES = 2**26
 GDAL_METADATA = 42112
 ITEM = re.compile(r'<Item name="[^"]*" sample="(\d{1,5})" role="(description|scale|offset|unittype)">([^<]*)</Item>')
 
@@ -78,8 +79,12 @@ def is_masked(scene: Scene) -> bool:
 
 
 def chunk_side(scene: Scene, level: int) -> int:
-    """Pixels a side of what is best read at once at a level: a tile, or what becomes of it there, 256 at least."""
-    return min(max(scene.archive.grid.config.tile >> level, 256), 1024)
+    """Pixels a side of what is best read at once at a level: a tile, or what becomes of it there, 256 at least; less
+    where many bands would make that more than CHUNK_BYTES."""
+    side = min(max(scene.archive.grid.config.tile >> level, 256), 1024)
+    while side > 64 and side * side * scene.shape[2] * scene.dtype.itemsize > CHUNK_BYTES:
+        side //= 2
+    return side
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,42 +20,56 @@ KEPT = 4
 Key = tuple[Any, ...]
 
 
+class _Kept:
+    """A scene, once it is open, and how many read it or wait for it."""
+
+    def __init__(self) -> None:
+        self.opening = threading.Lock()
+        self.scene: Scene | None = None
+        self.readers = 0
+
+
 class Scenes:
-    """Open scenes by name and options, and how many read each.  Safe in threads."""
+    """Open scenes by name and options, and how many read each.  Safe in threads; one that opens slowly keeps only
+    those waiting who want it too."""
 
     def __init__(self, kept: int = KEPT) -> None:
         self._kept = kept
         self._lock = threading.Lock()
-        self._open: OrderedDict[Key, Scene] = OrderedDict()
-        self._readers: dict[Key, int] = {}
+        self._open: OrderedDict[Key, _Kept] = OrderedDict()
 
     @contextmanager
     def borrow(self, uri: str, **options: Any) -> Iterator[Scene]:
         """An open scene for as long as the context lasts; raises what `ditic_stream.open` raises."""
         key = (uri, _state(uri), *sorted(options.items()))
         with self._lock:
-            if key not in self._open:
-                self._open[key] = open_scene(uri, **options)  # others wait: two would open it twice
+            kept = self._open.setdefault(key, _Kept())
             self._open.move_to_end(key)
-            self._readers[key] = self._readers.get(key, 0) + 1
-            scene = self._open[key]
+            kept.readers += 1
         try:
-            yield scene
+            with kept.opening:
+                if kept.scene is None:
+                    kept.scene = open_scene(uri, **options)
+            yield kept.scene
         finally:
             with self._lock:
-                self._readers[key] -= 1
-                idle = [key for key in self._open if not self._readers.get(key)]
-                closing = [self._open.pop(key) for key in idle[: max(len(idle) - self._kept, 0)]]
-                self._readers = {key: count for key, count in self._readers.items() if count}
-            for old in closing:
-                old.close()
+                kept.readers -= 1
+            self._close_all_but(self._kept)
 
     def close(self) -> None:
         """Close those that nobody reads."""
+        self._close_all_but(0)
+
+    def _close_all_but(self, count: int) -> None:
+        """Close what nobody reads, but for `count` of them that were read last; forget what did not open."""
         with self._lock:
-            closing = [self._open.pop(key) for key in list(self._open) if not self._readers.get(key)]
-        for scene in closing:
-            scene.close()
+            idle = [key for key, kept in self._open.items() if not kept.readers]
+            failed = [key for key in idle if self._open[key].scene is None]
+            idle = [key for key in idle if key not in failed]
+            closing = [self._open.pop(key) for key in failed + idle[: max(len(idle) - count, 0)]]
+        for kept in closing:
+            if kept.scene is not None:
+                kept.scene.close()
 
 
 def _state(uri: str) -> tuple[int, int] | None:

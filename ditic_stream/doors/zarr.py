@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import re
 from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any
@@ -63,7 +64,7 @@ class _Array:
             "data_type": self._pixels.dtype.name,
             "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(self.chunk)}},
             "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
-            "fill_value": "NaN" if self._fill != self._fill else self._fill.item(),
+            "fill_value": _json_number(self._fill.item()),
             "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}],
             "dimension_names": names,
             "attributes": {},
@@ -211,6 +212,13 @@ class SceneStore(Store):
             return None, ()
         place = tuple(map(int, found[2][1:].split("/")))
         return (array, place) if array.holds(place) else (None, ())
+
+
+def _json_number(value: float | int) -> float | int | str:
+    """As Zarr writes it: JSON has no NaN and no infinities."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if value != value else "Infinity" if value > 0 else "-Infinity"
+    return value
 
 
 def _part(data: bytes, byte_range: ByteRequest | None) -> bytes:

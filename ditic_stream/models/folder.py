@@ -28,7 +28,9 @@ VARIABLE = "DITIC_MODELS"
 RECORD_FORMAT = "ditic-model-1"
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}(:[a-z0-9][a-z0-9._-]{0,63})?")
 """A model, and after a colon which of its weights: small-2, ditic-0.6b:q3."""
-PARTIAL = ".partial"
+PARTIAL, ACCEPTED = ".partial", ".accepted"
+FREE = ("CC-BY-SA-4.0", "CC-BY-4.0", "CC0-1.0", "Apache-2.0", "MIT")
+"""Licences under which anyone may use weights for anything; others have to be accepted (`check_accepted`)."""
 BLOCK = 1 << 22
 MAX_RECORD_BYTES = 1 << 20
 BUNDLE = ("record.json", "weights.safetensors", "LICENCE.txt")
@@ -127,6 +129,46 @@ def find(name: str) -> tuple[Path, Record] | None:
             f"{found.name}; import it again with --overwrite"
         )
     return path, found
+
+
+def check_accepted(name: str, *, accept: bool = False) -> None:
+    """ConfigError for weights of this folder that are not free, until a user has accepted their licence.
+
+    accept: the user accepts it now.  That is remembered beside the weights, for these weights alone.
+    """
+    found = find(name)
+    if found is None or found[1].licence in FREE:
+        return
+    path, record = found
+    mark = path.with_suffix(ACCEPTED)
+    with _storing(mark):
+        if mark.is_file() and mark.read_text().strip() == record.sha256:
+            return
+        if accept:
+            partial = mark.with_name(f".{mark.name}.{os.getpid()}{PARTIAL}")
+            partial.write_text(f"{record.sha256}\n")
+            partial.replace(mark)
+            return
+    raise ConfigError(
+        f"{name} is not under a free licence ({record.licence}). {record.licence_note} "
+        "To use it all the same, say once --accept-licence (accept_licence=True)"
+    )
+
+
+def at_hand(name: str, sha256: str) -> str:
+    """What weights of that hash are called here: `name`, or another name they were imported under.
+
+    WeightsError when they are not here.
+    """
+    same = [one for one in names() if one.partition(":")[0] == name.partition(":")[0]]
+    for one in sorted(same, key=lambda other: other != name):
+        with contextlib.suppress(WeightsError):  # damaged, and so not these
+            if (found := find(one)) is not None and found[1].sha256 == sha256:
+                return one
+    raise WeightsError(
+        f"the archive needs weights {sha256[:16]}... of {name}, which are not in {models_folder()}; import them with "
+        "`ditic-stream models import`"
+    )
 
 
 def names() -> list[str]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from functools import cache
 from typing import Any
 
@@ -20,6 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ditic_stream.errors import ConfigError
+
+ATTENTION_VARIABLE = "DITIC_ATTENTION"
+"""Environment variable that names the attention backend."""
+BACKENDS = ("auto", "sdpa", "xformers")
 LAP = 2.0
 """Stretch of the difference across a block border in the merges; 2 reproduces linear ramps from means alone."""
 LAP_CHANNELS = 3
@@ -96,15 +102,40 @@ def attention(
 ) -> Tensor:
     """Softmax attention, (batch, tokens, heads, width of a head) in and out: the one door to attention kernels.
 
-    mask: bool (B, 1, 1, keys), True where a key counts, or None.  xformers serves CUDA tensors, torch's own kernel
-    everything else; backend "sdpa" forces the latter.
+    mask: bool (B, 1, 1, keys), True where a key counts, or None.  backend: "auto" lets xformers serve CUDA tensors and
+    torch's own kernel everything else, unless $DITIC_ATTENTION names one; "xformers" asks for it on any device, "sdpa"
+    forces torch's.  Where xformers is absent or fails, torch's kernel serves, and one line of log says so.
+    Raises ConfigError for any other backend.
     """
-    if q_BLND.is_cuda and backend != "sdpa" and mask is None and (ops := _xformers()) is not None:
-        return ops.memory_efficient_attention(q_BLND, k_BLND, v_BLND)
+    chosen = os.environ.get(ATTENTION_VARIABLE) or "auto" if backend == "auto" else backend
+    if chosen not in BACKENDS:
+        raise ConfigError(f"the attention backend is {chosen!r}; use one of {', '.join(BACKENDS)}")
+    if chosen == "xformers" or (chosen == "auto" and q_BLND.is_cuda):
+        out = _by_xformers(q_BLND, k_BLND, v_BLND, mask)
+        if out is not None:
+            return out
     out = F.scaled_dot_product_attention(
         q_BLND.transpose(1, 2), k_BLND.transpose(1, 2), v_BLND.transpose(1, 2), attn_mask=mask
     )
     return out.transpose(1, 2)
+
+
+def _by_xformers(q_BLND: Tensor, k_BLND: Tensor, v_BLND: Tensor, mask: Tensor | None) -> Tensor | None:
+    """Attention by xformers, or None where it is of no use here."""
+    ops = _xformers()
+    if ops is None:
+        return None
+    bias = None
+    if mask is not None:
+        bias = torch.zeros(mask.shape, dtype=q_BLND.dtype, device=q_BLND.device).masked_fill(~mask, -math.inf)
+        bias = bias.expand(q_BLND.shape[0], q_BLND.shape[2], q_BLND.shape[1], k_BLND.shape[1])
+    try:
+        return ops.memory_efficient_attention(q_BLND, k_BLND, v_BLND, attn_bias=bias)
+    except torch.OutOfMemoryError:
+        raise
+    except (NotImplementedError, ValueError, RuntimeError) as error:  # no operator for this device, type or bias
+        _say_once(type(error).__name__, str(error).strip().partition("\n")[0])
+        return None
 
 
 @cache
@@ -113,6 +144,13 @@ def _xformers() -> Any:
     try:
         import xformers.ops as ops  # type: ignore[import-not-found, unused-ignore]
     except (ImportError, OSError) as error:
-        logging.getLogger("ditic_stream").info("xformers is not usable (%s): attention runs on torch's kernels", error)
+        _say_once("absent or broken", str(error))
         return None
     return ops
+
+
+@cache
+def _say_once(kind: str, reason: str) -> None:
+    logging.getLogger("ditic_stream").info(
+        "xformers is not usable (%s: %s): attention runs on torch's kernels", kind, reason
+    )

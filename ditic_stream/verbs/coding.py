@@ -46,6 +46,9 @@ def compress(
     model: Annotated[str, typer.Option(help="The networks; see `ditic-stream models list`.")] = "small",
     tile: Annotated[int, typer.Option(help="Side of a tile, pixels: a multiple of 256.")] = 1024,
     overlap: Annotated[int, typer.Option(help="Overlap of decoded tiles a side, pixels: a multiple of 32.")] = 64,
+    accept_licence: Annotated[
+        bool, typer.Option("--accept-licence", help="Accept the licence of imported weights; asked for once.")
+    ] = False,
     device: Device = "cpu",
     workers: Workers = None,
     expand_palette: Annotated[
@@ -63,6 +66,7 @@ def compress(
     """
     from ditic_stream.compression import Estimate
     from ditic_stream.compression import compress as run
+    from ditic_stream.families import family_of
 
     target = archive or beside(scene, f"{scene.stem}.ditic")
     with (
@@ -72,25 +76,26 @@ def compress(
         result = run(
             scene, target, quality=quality, bpp=bpp, size=byte_count(size), model=model, tile=tile, overlap=overlap,
             device=device, workers=workers, expand_palette=expand_palette, overwrite=overwrite, dry_run=dry_run,
-            progress=progress,
+            progress=progress, accept_licence=accept_licence,
         )  # fmt: skip
     for warning in result.warnings:
         console.note(f"warning: {warning}", quiet=quiet)
     facts = console.plain(result)
+    at = "" if family_of(model).one_rate else f" at quality {result.quality}"
     if isinstance(result, Estimate):
         size_of, span = console.size, console.duration
         psnr = f", PSNR {result.psnr:.1f} dB ({result.psnr_low:.1f} to {result.psnr_high:.1f})" if result.psnr else ""
         lines = [
             f"{result.archive}: {result.tiles} tiles in {result.shards} shards, nothing written (dry run)",
-            f"expected at quality {result.quality}: {size_of(result.bytes)} ({size_of(result.bytes_low)} to "
+            f"expected{at}: {size_of(result.bytes)} ({size_of(result.bytes_low)} to "
             f"{size_of(result.bytes_high)}), {result.bpp:.3f} bits per pixel{psnr}",
             f"{span(result.seconds)} ({span(result.seconds_low)} to {span(result.seconds_high)}), "
             f"{size_of(result.memory)} of memory; bounds hold 9 times of 10; from {result.sampled} windows or tiles",
         ]
     else:
         lines = [
-            f"{result.archive}: {console.size(result.bytes)}, {result.bpp:.3f} bits per pixel at quality "
-            f"{result.quality}, {result.tiles} tiles, "
+            f"{result.archive}: {console.size(result.bytes)}, {result.bpp:.3f} bits per pixel{at}, "
+            f"{result.tiles} tiles, "
             f"and {console.size(result.fixed_bytes)} of container and preview, {console.duration(result.seconds)}"
         ]
         if result.resumed == result.shards:

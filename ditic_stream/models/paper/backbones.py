@@ -3,16 +3,20 @@
 diffusers is the extra `paper`; it is loaded when a backbone is built, not before.
 
 SANA's self-attention is linear.  Its method `enable_xformers_memory_efficient_attention` would replace that by softmax
-attention without a word, and must not be called.
+attention without a word; here it does not reach it.  The cross-attention, which is softmax, goes through the package's
+own door (`layers.attention`), and that method chooses its kernel.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ditic_stream.errors import ConfigError
+from ditic_stream.models import layers
 from ditic_stream.models.paper.config import PaperConfig
 
 
@@ -42,7 +46,44 @@ def autoencoder(config: PaperConfig) -> nn.Module:
 
 def transformer(config: PaperConfig) -> nn.Module:
     """SANA; `velocity` runs it."""
-    return _build("SanaTransformer2DModel", config.transformer)
+    network = _build("SanaTransformer2DModel", config.transformer)
+    for block in network.transformer_blocks:  # type: ignore[union-attr]
+        for attention in (block.attn1, block.attn2):
+            softmax = attention is block.attn2
+            processor = CrossAttention() if softmax else attention.processor
+            attention.processor = processor
+            attention.set_use_memory_efficient_attention_xformers = partial(_use_xformers, processor)
+    return network
+
+
+class CrossAttention:
+    """SANA's cross-attention over the attention door; a processor in the sense of diffusers."""
+
+    def __init__(self) -> None:
+        self.backend = "auto"
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Every condition token counts: there is no mask."""
+        if attention_mask is not None:
+            raise ConfigError("the cross-attention of ditic-0.6b takes no mask")
+        query, key, value = attn.to_q(hidden_states), attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states)
+        query = query if attn.norm_q is None else attn.norm_q(query)
+        key = key if attn.norm_k is None else attn.norm_k(key)
+        query, key, value = (one.unflatten(2, (attn.heads, -1)) for one in (query, key, value))
+        mixed = layers.attention(query, key, value, backend=self.backend).flatten(2)
+        return attn.to_out[0](mixed) / attn.rescale_output_factor
+
+
+def _use_xformers(processor: object, wanted: bool, *_: object, **__: object) -> None:
+    """What diffusers calls for every attention when its user asks for xformers, or no longer wants it."""
+    if isinstance(processor, CrossAttention):
+        processor.backend = "auto" if wanted else "sdpa"
 
 
 def encode_pixels(vae: nn.Module, pixels_B3HW: Tensor, scaling: float) -> Tensor:
@@ -57,5 +98,6 @@ def decode_latent(vae: nn.Module, latent_BChw: Tensor, scaling: float) -> Tensor
 
 def velocity(network: nn.Module, noisy_BChw: Tensor, tokens_BLD: Tensor, timestep: int) -> Tensor:
     """SANA's velocity (B, 32, h, w) at one time for the whole batch; every condition token counts."""
-    time = noisy_BChw.new_full((len(noisy_BChw),), timestep)
+    # Not in the network's type: bfloat16 would make 1000 of 999.
+    time = torch.full((len(noisy_BChw),), timestep, dtype=torch.float32, device=noisy_BChw.device)
     return network(noisy_BChw, encoder_hidden_states=tokens_BLD, timestep=time).sample

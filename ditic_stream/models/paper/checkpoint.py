@@ -31,11 +31,11 @@ from ditic_stream import __version__
 from ditic_stream.errors import CheckpointError, ConfigError, WeightsError
 from ditic_stream.models import folder
 from ditic_stream.models.folder import Record
-from ditic_stream.models.paper import layout, network
+from ditic_stream.models.paper import fixed, layout, network, recipe
 from ditic_stream.models.paper.config import MODEL, OFFICIAL, PaperConfig
 from ditic_stream.models.paper.tables import FlatTables, tables_of
 
-WEIGHTS_FORMAT = "ditic-paper-1"
+WEIGHTS_FORMAT = "ditic-paper-2"
 LICENCE = "not stated by the authors"
 LICENCE_NOTE = (
     "The authors of DiT-IC released these weights without a licence: by default all rights are theirs, so ask them "
@@ -45,6 +45,8 @@ LICENCE_NOTE = (
 )
 FLOATS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 INTEGERS = {torch.int32: "I32", torch.int64: "I64"}
+SMALL_INTEGERS = {torch.int16: "I16", torch.int8: "I8"}
+"""Types of integers made here; no checkpoint has them."""
 TABLE_PARTS = ("counts", "sizes", "lows")
 WIDTHS_NAME = "tables.y.scales"
 WRAPPERS = ("state_dict", "model", "ema", "params", "params_ema")
@@ -56,13 +58,15 @@ MAX_HEADER_BYTES = 1 << 20
 @dataclass(frozen=True)
 class Checkpoint:
     """A file of the folder, opened: networks' `tensors` by name (mapped from disk, in the file's precision), and the
-    coder's tables of `z` and `y` with the 64 `scales` that y's tables are for."""
+    coder's tables of `z` and `y` with the 64 `scales` that y's tables are for, and the fixed-point networks' integers
+    `fixed` (see `fixed.Integers`)."""
 
     config: PaperConfig
     tensors: dict[str, Tensor]
     z: FlatTables
     y: FlatTables
     scales: np.ndarray
+    fixed: dict[str, Tensor]
 
 
 def import_checkpoint(
@@ -93,6 +97,10 @@ def import_checkpoint(
     for of, flat in (("z", z), ("y", y)):
         keep |= {f"tables.{of}.{part}": torch.from_numpy(getattr(flat, part)) for part in TABLE_PARTS}
     keep[WIDTHS_NAME] = torch.from_numpy(scales)
+    try:
+        keep |= recipe.build(keep, z, y, scales)
+    except ValueError as error:
+        raise CheckpointError(f"{path.name}: {error}", differences=(str(error),)) from error
     with folder.Incoming(name, overwrite=overwrite) as incoming:
         _write(incoming, keep, {"format": WEIGHTS_FORMAT, "model": MODEL, "config": config.to_json()})
         record = Record(
@@ -236,7 +244,7 @@ def _write(out: folder.Incoming, tensors: dict[str, Tensor], metadata: dict[str,
     end = 0
     for name, tensor in order:
         begin, end = end, end + tensor.numel() * tensor.element_size()
-        dtype = FLOATS.get(tensor.dtype) or INTEGERS[tensor.dtype]
+        dtype = {**FLOATS, **INTEGERS, **SMALL_INTEGERS}[tensor.dtype]
         header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
@@ -277,9 +285,10 @@ def open_file(path: Path) -> Checkpoint:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a mapping)
         z, y = (FlatTables(*(tensors.pop(f"tables.{of}.{part}").numpy() for part in TABLE_PARTS)) for of in ("z", "y"))
         scales = tensors.pop(WIDTHS_NAME).numpy()
+        integers = {key: tensors.pop(key) for key in list(tensors) if key.startswith(fixed.PREFIX)}
     except (SafetensorError, KeyError, ValueError, OSError) as error:
         raise WeightsError(f"{path} cannot be read as weights of {MODEL} ({error}); import it again") from error
     wanted = {one: shape for one, shape in network.shapes_of(config).items() if layout.used(one)}
     if {one: tuple(tensor.shape) for one, tensor in tensors.items()} != wanted:
         raise WeightsError(f"{path} does not hold the tensors of {MODEL}; import it again")
-    return Checkpoint(config, tensors, z, y, scales)
+    return Checkpoint(config, tensors, z, y, scales, integers)

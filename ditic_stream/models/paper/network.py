@@ -6,7 +6,7 @@ table indexes is the business of a fixed-point twin, not of this module.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +20,9 @@ from ditic_stream.models.paper.config import ALIGN, OFFICIAL, PaperConfig
 from ditic_stream.models.paper.elic import ElicAnalysis
 from ditic_stream.models.paper.entropy import Decoded
 from ditic_stream.models.paper.latent_codec import LatentCodec
+
+ENTROPY_NETWORKS = ("h_s", "g_c", "adapter_in", "adapter_out", "LRP")
+"""Parts of the latent codec that choose tables."""
 
 
 @dataclass(frozen=True)
@@ -70,10 +73,18 @@ class PaperNetwork(nn.Module):
         self.eval()
 
     @classmethod
-    def of(cls, config: PaperConfig, tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> PaperNetwork:
+    def of(
+        cls,
+        config: PaperConfig,
+        tensors: Mapping[str, Tensor],
+        dtype: torch.dtype = torch.float32,
+        *,
+        precise: Collection[str] = (),
+    ) -> PaperNetwork:
         """The network with the tensors of a checkpoint, all of them; second names and coding tables are passed over.
 
-        dtype: what floats are held in; tensors that have it already are taken as they are, not copied.
+        dtype: what floats are held in; tensors that have it already are taken as they are, not copied.  precise: parts
+        (vae, DiT, codec, prompter, aux_codec) that are held in float32 all the same.
         Raises WeightsError when a tensor is missing, unknown or of another shape.
         """
         with torch.device("meta"):  # so that nothing is drawn that is thrown away
@@ -87,16 +98,32 @@ class PaperNetwork(nn.Module):
                 f"the weights do not fit the configuration: {len(wrong)} tensors are missing, unknown or of another "
                 f"shape ({', '.join(wrong[:3])}{', ...' if len(wrong) > 3 else ''})"
             )
-        network.load_state_dict({name: given[name].to(dtype) for name in wanted}, assign=True)
+        types = {name: torch.float32 if name.partition(".")[0] in precise else dtype for name in wanted}
+        network.load_state_dict({name: given[name].to(types[name]) for name in wanted}, assign=True)
         return network.requires_grad_(False)
+
+    @staticmethod
+    def type_of(part: nn.Module) -> torch.dtype:
+        """What a part is held in."""
+        return next(part.parameters()).dtype
+
+    def drop_entropy_networks(self) -> None:
+        """Let go of what the fixed-point networks stand in for: 104 M parameters.  `entropy.run_passes` is gone with
+        them."""
+        for name in ENTROPY_NETWORKS:
+            delattr(self.codec, name)
+
+    def analyse(self, pixels_B3HW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Pixels in -1..1, sides multiples of 64 -> `latent`, `aux` and `y` of `Encoded`."""
+        latent = backbones.encode_pixels(self.vae, pixels_B3HW.to(self.type_of(self.vae)), self.config.scaling)
+        aux = self.aux_codec((pixels_B3HW + 1) / 2)
+        return latent, aux, self.codec.g_a(latent.to(aux.dtype), aux)
 
     def encode(self, pixels_B3HW: Tensor) -> Encoded:
         """Pixels in -1..1, sides multiples of 256 (`pad` makes them so) -> everything up to rounding."""
         if any(side % ALIGN for side in pixels_B3HW.shape[2:]):
             raise ConfigError(f"sides {tuple(pixels_B3HW.shape[2:])} are no multiples of {ALIGN}; pad the picture")
-        latent = backbones.encode_pixels(self.vae, pixels_B3HW, self.config.scaling)
-        aux = self.aux_codec((pixels_B3HW + 1) / 2)
-        y = self.codec.g_a(latent, aux)
+        latent, aux, y = self.analyse(pixels_B3HW)
         return Encoded(latent, aux, y, self.codec.h_a(y))
 
     def heads(self, decoded: Decoded) -> Heads:
@@ -110,9 +137,10 @@ class PaperNetwork(nn.Module):
         )
 
     def denoise(self, heads: Heads) -> Denoised:
-        """The one diffusion step."""
-        tokens = self.prompter(heads.prompt)
-        velocity = backbones.velocity(self.DiT, heads.mean, tokens, one_step.TIMESTEP)
+        """The one diffusion step, in the type of `heads`; the networks in theirs."""
+        dtype = self.type_of(self.DiT)
+        tokens = self.prompter(heads.prompt.to(dtype))
+        velocity = backbones.velocity(self.DiT, heads.mean.to(dtype), tokens, one_step.TIMESTEP).to(heads.mean.dtype)
         latent = one_step.step(heads.mean, velocity, heads.log_variance, heads.correction)
         return Denoised(tokens, velocity, latent)
 
