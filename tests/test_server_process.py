@@ -224,6 +224,7 @@ def test_a_client_that_sends_no_whole_request_is_cut_off(
     sample: Sample, monkeypatch: pytest.MonkeyPatch, sent: bytes
 ) -> None:
     monkeypatch.setattr(run, "HEAD_SECONDS", 0.5)
+    monkeypatch.setattr(run, "IDLE_SECONDS", 1)
     with served(sample.archive) as (address, _):
         place = urlsplit(address)
         with socket.create_connection((place.hostname, place.port), timeout=120) as link:
