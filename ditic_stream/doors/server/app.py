@@ -263,8 +263,14 @@ class Server:
         return places
 
     async def _picture(
-        self, request: Request, served: Served, key: tuple[Hashable, ...], form: str, make: Callable[[Ticket], Rgba],
-        *, original: bool = False,
+        self,
+        request: Request,
+        served: Served,
+        key: tuple[Hashable, ...],
+        form: str,
+        make: Callable[[Ticket], Rgba],
+        *,
+        original: bool = False,
     ) -> Response:
         """A picture: not at all when the client has it, kept from before, or made in a thread when its turn comes."""
         version = served.version_of(original=original)
