@@ -245,6 +245,19 @@ def test_other_origins_may_read_when_they_are_let(sample: Sample) -> None:
             assert "access-control-allow-origin" not in other.headers
 
 
+def test_a_page_whose_name_is_made_to_mean_this_machine_reads_nothing_of_a_view(sample: Sample) -> None:
+    own = ["localhost:8000", "127.0.0.1", "127.0.0.1:1", "[::1]:80", "a.localhost", "LocalHost."]
+    others = ["evil.example", "evil.example:80", "localhost.evil.example", "127.0.0.1.evil.example", "[", "", "[::2]"]
+    with Catalog() as catalog:
+        catalog.add(sample.archive)
+        for settings in (Settings(threads=1, own_names=True), Settings(threads=1)):
+            with TestClient(make_app(catalog, settings)) as client:
+                for address in ("/", "/scene/", "/info", "/healthz", "/scene/region?window=0,0,1,1"):
+                    for host in own + others:
+                        status = client.get(address, headers={"Host": host}).status_code
+                        assert status == (404 if settings.own_names and host in others else 200), (address, host)
+
+
 def test_finished_pictures_are_kept_within_bounds() -> None:
     kept = Kept(1000)
     for number in range(50):

@@ -65,6 +65,7 @@ def test_view_opens_on_the_page_and_finds_the_source(sample: Sample) -> None:
         assert facts["original"]["name"] == "scene.tif" and facts["page_format"] == "png"
         closed = httpx.get(f"{said['url']}iiif/info.json")
         assert "access-control-allow-origin" not in closed.headers
+        assert httpx.get(f"{said['url']}info", headers={"Host": "evil.example"}).status_code == 404
         process.send_signal(signal.SIGINT)
         assert "original: " in process.communicate(timeout=90)[1]
 

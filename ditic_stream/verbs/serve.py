@@ -105,6 +105,7 @@ def _run(
 ) -> None:
     try:
         from ditic_stream.doors.server.app import Settings
+        from ditic_stream.doors.server.asking import is_own
         from ditic_stream.doors.server.run import serve as run
         from ditic_stream.doors.server.served import Catalog, source_at_hand
     except ModuleNotFoundError as error:
@@ -144,7 +145,8 @@ def _run(
 
                 threading.Thread(target=webbrowser.open, args=(page,), daemon=True).start()
 
+        own = look and is_own(f"[{host}]" if ":" in host else host)
         run(
-            catalog, Settings(threads=threads, kept_bytes=total // 4, **settings),
+            catalog, Settings(threads=threads, kept_bytes=total // 4, own_names=own, **settings),
             host=host, port=port, ready=ready, access_log=access_log,
         )  # fmt: skip

@@ -31,7 +31,7 @@ from starlette.routing import Route
 
 from ditic_stream.doors.server import deepzoom, iiif, pages
 from ditic_stream.doors.server.answers import Body, Kept, NotServedError, Outgoing, error_answer, etag, matches
-from ditic_stream.doors.server.asking import base, number, numbers, shown
+from ditic_stream.doors.server.asking import base, is_own, number, numbers, shown
 from ditic_stream.doors.server.display import check_size
 from ditic_stream.doors.server.encoding import MEDIA, checked_format, encode
 from ditic_stream.doors.server.gate import Busy, Gate, Ticket
@@ -68,6 +68,9 @@ class Settings:
     """What the page asks tiles in: "png" shows the very pixels."""
     open_iiif: bool = True
     """IIIF answers may be read by pages of any origin, as the API demands."""
+    own_names: bool = False
+    """Answer only who calls this machine localhost or by a loopback address.  A page from elsewhere whose name is made
+    to mean this machine could read everything otherwise."""
 
 
 class Server:
@@ -319,11 +322,13 @@ async def _gone(request: Request) -> None:
         pass
 
 
-def _guarded(handler: Handler) -> Handler:
+def _guarded(handler: Handler, settings: Settings) -> Handler:
     """Errors as answers."""
 
     async def guarded(request: Request) -> Response:
         try:
+            if settings.own_names and not is_own(request.headers.get("host", "localhost")):
+                raise NotServedError("this machine is asked by another name; ask localhost, or start with `serve`")
             answer = await handler(request)
         except HungUp:
             answer = Response(status_code=499)
@@ -377,7 +382,7 @@ def make_app(catalog: Catalog, settings: Settings) -> Starlette:
             )
         )  # fmt: skip
     app = Starlette(
-        routes=[Route(path, _guarded(handler)) for path, handler in addresses],
+        routes=[Route(path, _guarded(handler, settings)) for path, handler in addresses],
         middleware=middleware,
         lifespan=lifespan,
         exception_handlers={404: _unknown},

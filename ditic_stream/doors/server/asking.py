@@ -6,6 +6,7 @@ In: requests and their text.  Out: numbers, or an error that says which word is 
 from __future__ import annotations
 
 import re
+from ipaddress import ip_address
 
 from starlette.requests import Request
 
@@ -15,6 +16,18 @@ from ditic_stream.errors import ConfigError
 
 def base(request: Request) -> str:
     return str(request.base_url).rstrip("/")
+
+
+def is_own(host: str) -> bool:
+    """True for the names by which a machine calls itself.  host: as the header says it, with or without a port."""
+    name = host.partition("]")[0].removeprefix("[") if host.startswith("[") else host.partition(":")[0]
+    name = name.lower().rstrip(".")
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        return ip_address(name).is_loopback
+    except ValueError:
+        return False
 
 
 def number(text: str, name: str) -> int:
