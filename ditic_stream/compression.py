@@ -346,7 +346,7 @@ def _make(
     receipts, resumed = list[Receipt](), list(Layout(manifest).grid.shards())
     if not overwrite and _is_made(target, manifest):
         return receipts, resumed
-    zipped = folder != target
+    zipped = folder != everywhere(target)
     if not zipped or _earlier(folder) != manifest.finished():  # else a run was killed before it had packed the folder
         with create_archive(folder, manifest, overwrite=overwrite) as writer:
             if zipped and not overwrite and is_there(target):  # packed by another run, since this one began
