@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import pickle
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -167,6 +169,19 @@ class Which:
 def test_what_no_cluster_can_do_is_refused(nodes: Any, settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         found("ray")(**settings)
+
+
+def test_an_address_that_is_none_is_an_error_in_time(tmp_path: Path) -> None:
+    """In a process of its own: this one is connected."""
+    program = (
+        "import sys, os; from ditic_stream.executors import found; from ditic_stream.errors import TaskError\n"
+        "for address in ('127.0.0.1:1', '127.0.0.1:99999999', 'localhost:x'):\n"
+        "    os.environ['RAY_ADDRESS'] = address\n"
+        "    try: found('ray')(1, address='')\n"
+        "    except TaskError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.count("no Ray cluster at ") == 3
 
 
 def test_workers_that_cannot_start_are_an_error_in_time(nodes: Any, tmp_path: Path) -> None:
