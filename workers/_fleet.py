@@ -418,6 +418,9 @@ class Fleet:
         lost = not self._node_lives(member, error)
         no_memory = isinstance(error, OutOfMemoryError) or "OutOfMemory" in str(error)
         self.counts.nodes_lost += lost
+        fewer = no_memory and member.lanes == 1 and bool(self.members)
+        if fewer:
+            self._withheld.append(member)  # one worker less on this cluster: the others need its memory
         for job in list(member.jobs):
             if member in job.holders:
                 job.holders.remove(member)
@@ -441,8 +444,7 @@ class Fleet:
                 self._charge(job, self._named(job, f"its worker {_words(error)}"))
         if no_memory:
             self.counts.shrinks += 1
-            if member.lanes == 1 and self.members:
-                self._withheld.append(member)  # one worker less on this cluster: the others need its memory
+            if fewer:
                 return
             self._replace(member, lanes=max(member.lanes // 2, 1))
         else:
