@@ -198,9 +198,23 @@ def test_wrong_arguments_say_what_is_wrong(plain: tuple[Path, np.ndarray, Path])
             ({"bands": [3]}, r"band 3 is outside 0\.\.2"),
             ({"out_shape": (0, 5)}, "is empty"),
             ({"window": window, "bbox": (0, 0, 1, 1)}, "give one of the two"),
+            ({"level": 1.0}, r"level is 1\.0; give a whole number"),
+            ({"bands": 1}, "bands 1; give a list"),
+            ({"bands": []}, r"bands \[\]; give a list"),
+            ({"bands": "rgb"}, "a band is 'r'"),
+            ({"out_shape": 5}, "out_shape 5 is no pair"),
+            ({"out_shape": (5, 5, 5)}, "is no pair"),
+            ({"out_shape": (5.5, 5)}, "is no pair"),
+            ({"bbox": (0, 0, 1)}, "is not four numbers"),
+            ({"bbox": (-float("inf"), 0, 1, 1)}, "is not four numbers"),
+            ({"window": (0, 0, 10, 10)}, "no window of whole pixels"),
         ]:
             with pytest.raises(ConfigError, match=words):
                 scene.read(**options)
+        for place, size in (((float("nan"), 0), (1, 1)), ((0, 0), (1.5, 1))):
+            with pytest.raises(ConfigError, match="region"):
+                scene.read_region(place, 0, size)
+        np.testing.assert_array_equal(scene.read(RasterioWindow(0, 0, 10, 10)), scene.read(window))
         with pytest.raises(WindowError, match="44 x 51"):
             scene.read(Window(row=0, col=0, height=45, width=51), level=4)
         with pytest.raises(WindowError, match="none of the scene's"):
