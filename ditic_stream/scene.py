@@ -164,6 +164,7 @@ class Scene:
         Raises WindowError outside the scene, ConfigError for what fits nowhere; MissingTileError, ChecksumError or
         DesyncError for lost and damaged tiles.
         """
+        self._loader.check_process()
         samples, level = self._samples(bands), whole(level, "level")
         height, width = self._levels.shape(level)
         if bbox is not None:
@@ -185,6 +186,7 @@ class Scene:
     def valid(self, window: Window | None = None, *, level: int = 0) -> NDArray[np.uint8]:
         """The mask (rows, columns) of a window of the level's pixels, 0 or 255, as rasterio's dataset_mask: a pixel
         counts when some band of it is valid, and neither mask nor alpha hides it.  Decodes no pixels."""
+        self._loader.check_process()
         level = whole(level, "level")
         height, width = self._levels.shape(level)
         window = Window(row=0, col=0, height=height, width=width) if window is None else Window.of(window)

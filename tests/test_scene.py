@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import os
+import select
+import signal
 import sys
 import threading
 import time
@@ -171,6 +174,27 @@ def test_a_closed_scene_says_so_to_those_who_read_and_to_those_who_wait(
         scene.read(level=3)
     scene.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("ditic-scene")]
+
+
+def test_a_process_forked_after_opening_is_told_to_open_for_itself(plain: tuple[Path, np.ndarray, Path]) -> None:
+    with ditic_stream.open(plain[0], threads=1) as scene:
+        expected = scene[:300, :300]
+        reader, writer = os.pipe()
+        child = os.fork()
+        if not child:
+            try:
+                scene[300:400, 300:400]
+            except ConfigError as error:
+                os.write(writer, str(error).encode())
+            finally:
+                os._exit(0)
+        os.close(writer)
+        ready = select.select([reader], [], [], 30)[0]
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        with open(reader, "rb") as words:
+            assert ready and b"open it in this process" in words.read()
+        np.testing.assert_array_equal(scene[:300, :300], expected)
 
 
 def test_networks_on_another_device_go_when_the_last_scene_closes(plain: tuple[Path, np.ndarray, Path]) -> None:
