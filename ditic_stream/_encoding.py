@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from ditic_stream._shard import pack_mask
 from ditic_stream.archive import PREVIEW_SCALE, ShardWriter
 from ditic_stream.bitstream import CODED, EMPTY, Record, pack_record
 from ditic_stream.errors import naming
-from ditic_stream.executors import Note, one_thread
+from ditic_stream.executors import Note, loaded, one_thread
 from ditic_stream.families import family_of
 from ditic_stream.geometry import TileKey, Window
 from ditic_stream.manifest import Manifest, ModelRef
@@ -57,6 +57,8 @@ class Receipt:
     seconds: float
     memory: int
     """Highest resident bytes of the worker so far."""
+    device: str = "cpu"
+    """The kind of device that coded it: on a cluster of several kinds, records differ as their float encoders do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +94,9 @@ class EncodeShard:
         from ditic_stream.codec import load_codec
 
         manifest = self.manifest
-        codec = load_codec(self.model, device=self.device)
+        codec = loaded(load_codec, self.model, self.device)
+        if codec.info.weights != manifest.model.weights:  # others were imported under that name since
+            codec = load_codec(self.model, device=self.device)
         with (
             one_thread(),
             open_source(
@@ -114,7 +118,8 @@ class EncodeShard:
                 archive_id=manifest.archive_id,
             )
             writer = None if self.archive is None else ShardWriter(self.archive, manifest)
-            yield lambda key: _code_shard(coder, writer, key, note)
+            kind = self.device.partition(":")[0]
+            yield lambda key: replace(_code_shard(coder, writer, key, note), device=kind)
 
 
 def _code_shard(coder: TileCoder, writer: ShardWriter | None, shard: TileKey, note: Note) -> Receipt:

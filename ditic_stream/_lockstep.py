@@ -57,14 +57,11 @@ def _steps(decoders: list[Decoder], tables: Tables, chosen: list[Keys]) -> list[
             ragged.setdefault(whole, []).append((place, rest))
     live = np.array([(np.array(sizes) > step * lanes).sum() for step in range(len(keys))], np.intp)
     state = np.stack([decoder.state for decoder in decoders])
-    words = np.concatenate([decoder.words for decoder in decoders])
+    words = np.concatenate([*(decoder.words for decoder in decoders), np.zeros(1, np.uint32)])  # so that there is one
     ends = np.cumsum([decoder.words.size for decoder in decoders])
     at = np.array([decoder.at for decoder in decoders]) + ends - [decoder.words.size for decoder in decoders]
     begins = at - [decoder.at for decoder in decoders]
-    if words.size:
-        _run(keys, live, ragged, state, words, at, tables.slots)
-    elif sizes[0]:
-        raise FormatError("there are no words for the symbols of a part")
+    _run(keys, live, ragged, state, words, at, tables.slots)
     if bool((at > ends).any()):
         raise FormatError("the words of a stream end before its part does")
     for decoder, own, place in zip(decoders, state, (at - begins).tolist(), strict=True):

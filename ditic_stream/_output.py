@@ -9,9 +9,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,22 @@ from ditic_stream.geometry import Window
 Array = npt.NDArray[Any]
 MAX_BLOCK_BYTES = 2**28
 """Most bytes of rows gathered before they are written; wider scenes get lower tiles."""
+
+
+class RowsCoder(Protocol):
+    """Makes of a block of rows what `Output.take` puts into the output: anywhere, in any order.  Picklable."""
+
+    def code(self, row: int, pixels: Array, mask: npt.NDArray[np.uint8] | None) -> list[bytes]:
+        """row: a multiple of the output's `block`.  pixels: (samples, rows, columns), a whole block or the last one."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class PlainRows:
+    """For formats that only one writer can make: the rows as they are."""
+
+    def code(self, row: int, pixels: Array, mask: npt.NDArray[np.uint8] | None) -> list[bytes]:
+        return [pixels.tobytes(), *([] if mask is None else [mask.tobytes()])]
 
 
 class Output(ABC):
@@ -95,6 +112,22 @@ class Output(ABC):
                 taken, self._held, self._rows = taken + count, self._held + count, self._rows + count
                 if self._held == self._buffer.shape[1] or self._rows == self.height:
                     self._flush()
+
+    def coder(self) -> RowsCoder:
+        """What codes blocks of rows for `take` in other processes, on other machines that see the same files."""
+        return PlainRows()
+
+    def take(self, pieces: list[bytes]) -> None:
+        """Append the next block of rows, as `coder` made it.  Not to be mixed with `write`."""
+        count = min(self.block, self.height - self._rows)
+        with self._storing():
+            self._put(self._rows, count, pieces)
+        self._rows += count
+
+    def _put(self, row: int, count: int, pieces: list[bytes]) -> None:
+        pixels = np.frombuffer(pieces[0], self.dtype).reshape(self.samples, count, self.width)
+        mask = np.frombuffer(pieces[1], np.uint8).reshape(count, self.width) if self.has_mask else None
+        self._block(row, pixels, mask)
 
     def _flush(self) -> None:
         mask = self._mask_buffer[: self._held] if self.has_mask else None

@@ -99,3 +99,8 @@ def local_path(name: Name) -> Path:
     if isinstance(place, Uri):
         raise SourceError(f"{place} is not on this machine; decoded files are written here: name a path")
     return place
+
+
+def everywhere(place: Place) -> Place:
+    """A place by a name that means the same in any process: workers on a cluster have another working folder."""
+    return place if isinstance(place, Uri) else place.absolute()

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from ditic_stream._shared import Shared
-from ditic_stream._tasks import ATTEMPTS, WORDS, OnNote, Task, name_of, named, translated
+from ditic_stream._tasks import ATTEMPTS, WORDS, OnFailure, OnNote, Task, name_of, named, translated
 from ditic_stream.errors import ConfigError, DiticError, TaskError
 
 DEPTH = 2
@@ -106,6 +106,7 @@ class ProcessExecutor:
         if workers < 1:
             raise ConfigError(f"{workers} workers cannot work; use 1 or more")
         self.workers = workers
+        self.local = True
         self._initializer = initializer
         self._attempts = attempts
         self._pool: list[_Worker] = []
@@ -125,17 +126,30 @@ class ProcessExecutor:
         return self._shared[-1]
 
     def run_unordered(
-        self, task: Task[K, R], keys: Iterable[K], *, in_flight: int | None = None, on_note: OnNote | None = None
+        self,
+        task: Task[K, R],
+        keys: Iterable[K],
+        *,
+        in_flight: int | None = None,
+        on_note: OnNote | None = None,
+        on_failure: OnFailure[K, R] | None = None,
     ) -> Iterator[tuple[K, R]]:
-        return self._run(task, keys, in_flight or self.workers, on_note, ordered=False)
+        return self._run(task, keys, in_flight or self.workers, on_note, on_failure, ordered=False)
 
     def run_in_order(
         self, task: Task[K, R], keys: Iterable[K], *, in_flight: int | None = None, on_note: OnNote | None = None
     ) -> Iterator[tuple[K, R]]:
-        return self._run(task, keys, in_flight or DEPTH * self.workers, on_note, ordered=True)
+        return self._run(task, keys, in_flight or DEPTH * self.workers, on_note, None, ordered=True)
 
     def _run(
-        self, task: Task[K, R], keys: Iterable[K], in_flight: int, on_note: OnNote | None, *, ordered: bool
+        self,
+        task: Task[K, R],
+        keys: Iterable[K],
+        in_flight: int,
+        on_note: OnNote | None,
+        on_failure: OnFailure[K, R] | None,
+        *,
+        ordered: bool,
     ) -> Iterator[tuple[K, R]]:
         blob = pickle.dumps(task)
         fresh = (_Job(index, key) for index, key in enumerate(keys))
@@ -158,7 +172,7 @@ class ProcessExecutor:
                         break
                     self._hand_out(blob, again.popleft())
                 due = turn if ordered else next(iter(finished), turn)
-                self._listen(again, finished, on_note, block=due not in finished and out > 0)
+                self._listen(again, finished, on_note, on_failure, block=due not in finished and out > 0)
                 if due in finished:
                     job, result = finished.pop(due)
                     turn += 1
@@ -186,16 +200,28 @@ class ProcessExecutor:
         worker.send(("key", job.key))
 
     def _listen(
-        self, again: deque[_Job], finished: dict[int, tuple[_Job, Any]], on_note: OnNote | None, *, block: bool
+        self,
+        again: deque[_Job],
+        finished: dict[int, tuple[_Job, Any]],
+        on_note: OnNote | None,
+        on_failure: OnFailure[Any, Any] | None,
+        *,
+        block: bool,
     ) -> None:
         """Take what the workers have sent; wait for something when `block`."""
+
+        def give_up(job: _Job, error: DiticError) -> None:
+            if on_failure is None:
+                raise error
+            finished[job.index] = (job, on_failure(job.key, error))
+
         by_connection = {worker.connection: worker for worker in self._pool}
         for connection in wait(list(by_connection), None if block else 0):
             worker = by_connection[connection]  # type: ignore[index]
             try:
                 kind, what = worker.connection.recv()
             except (EOFError, OSError, pickle.UnpicklingError):
-                self._bury(worker, again)
+                self._bury(worker, again, give_up)
                 continue
             if kind == "note":
                 worker.note, units = what
@@ -207,12 +233,13 @@ class ProcessExecutor:
             if kind == "done":
                 finished[job.index] = (job, what)
             elif isinstance(what, DiticError) and not (isinstance(what, TaskError) and job.attempt < self._attempts):
-                raise named(what, last, job.attempt)
+                named(what, last, job.attempt)
+                give_up(job, what)
             else:
                 job.attempt += 1
                 again.append(job)
 
-    def _bury(self, worker: _Worker, again: deque[_Job]) -> None:
+    def _bury(self, worker: _Worker, again: deque[_Job], give_up: Callable[[_Job, DiticError], None]) -> None:
         """A worker died: what it held goes to others, what it worked on has failed once more."""
         self._pool.remove(worker)
         words = worker.last_words()
@@ -221,11 +248,16 @@ class ProcessExecutor:
             return
         first = worker.jobs[0]
         if first.attempt >= self._attempts:
-            raise TaskError(
-                f"its worker {words} ({first.attempt} attempts)",
-                key=name_of(worker.note if worker.note is not None else first.key),
-                attempt=first.attempt,
+            again.extend(list(worker.jobs)[1:])
+            give_up(
+                first,
+                TaskError(
+                    f"its worker {words} ({first.attempt} attempts)",
+                    key=name_of(worker.note if worker.note is not None else first.key),
+                    attempt=first.attempt,
+                ),
             )
+            return
         first.attempt += 1
         again.extend(worker.jobs)
 

@@ -34,7 +34,7 @@ TOGETHER = 16
 """Requests under way beside one another."""
 NEAR = 512
 """Bytes between two ranges that cost less than a request."""
-RUNS, WASTE = 3, 0.5
+RUNS, WASTE = 3, 1.0
 """Ranges of one object that are asked for alone at most, where coalescing them wastes no more than this part of what is
 wanted: with its index, the records around a window of 512 pixels then come in four requests."""
 ETAG = re.compile(r"[!#-~]{1,1024}")

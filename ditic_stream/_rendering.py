@@ -14,7 +14,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from threading import Lock
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
@@ -32,7 +31,7 @@ from ditic_stream.errors import (
     WeightsError,
     naming,
 )
-from ditic_stream.executors import Note, Shared, one_thread
+from ditic_stream.executors import Note, Shared, loaded, one_thread
 from ditic_stream.families import family_of
 from ditic_stream.geometry import TileKey
 from ditic_stream.latents import Cells, Latent, LatentSpool, assemble
@@ -186,12 +185,6 @@ class Rendering:
                 yield run
 
 
-@lru_cache(maxsize=2)
-def _loaded(load: Callable[..., TileCodec], name: str, weights: str, device: str) -> TileCodec:
-    """A codec that is loaded already, for those who open one archive after another."""
-    return _checked(load(name, device=device), name, weights)
-
-
 def _checked(codec: TileCodec, name: str, weights: str) -> TileCodec:
     """The codec itself; WeightsError when its weights are others than an archive names."""
     if codec.info.weights != weights:
@@ -214,13 +207,13 @@ def codec_of(manifest: Manifest, device: str) -> TileCodec:
     model = manifest.model
     name = at_hand(model.name, model.weights) if family_of(model.name).imported else model.name
     with _opening:
-        if device == "cpu":
-            return _loaded(load_codec, name, model.weights, device)
-        found = _elsewhere.get((name, device))
-        if found is None or found.info.weights != model.weights:
-            found = _checked(load_codec(name, device=device), name, model.weights)
-            _elsewhere[name, device] = found
-        return found
+        kept: TileCodec | None = loaded(load_codec, name, device) if device == "cpu" else _elsewhere.get((name, device))
+        if kept is not None and kept.info.weights == model.weights:
+            return kept
+        codec = load_codec(name, device=device)  # of that name another set may have been imported since
+        if device != "cpu":
+            _elsewhere[name, device] = codec
+        return _checked(codec, name, model.weights)
 
 
 def release_memory(device: str) -> None:

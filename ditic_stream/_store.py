@@ -132,7 +132,9 @@ def write_object(root: Path, name: str, pieces: Iterable[bytes]) -> int:
     Raises StorageError when there is no room or no permission; then nothing is left under either name.
     """
     target = root / name
-    temporary = target.with_name(f"{target.name}.{os.getpid()}{PARTIAL}")
+    # Process numbers repeat on other machines, where the same shard may be written at the same time.
+    once = os.getpid() * 10**10 + int.from_bytes(os.urandom(4), "big")
+    temporary = target.with_name(f"{target.name}.{once}{PARTIAL}")
     written = 0
     try:
         fresh = _make_folders(target.parent)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import lru_cache
 from typing import Protocol, TypeVar
 
 from ditic_stream.errors import OUT_OF_MEMORY, DiticError, TaskError
@@ -22,7 +23,18 @@ NO_MEMORY = ("can't allocate memory", "out of memory")
 
 K_contra = TypeVar("K_contra", contravariant=True)
 R_co = TypeVar("R_co", covariant=True)
+K = TypeVar("K")
+R = TypeVar("R")
+C = TypeVar("C")
 OnNote = Callable[[object, int], None]
+OnFailure = Callable[[K, DiticError], R]
+"""Takes a key that is given up and its error, and gives what stands for its result."""
+
+
+@lru_cache(maxsize=2)
+def loaded(load: Callable[..., C], name: str, device: str) -> C:
+    """What `load` makes of a model's name on a device, kept: a process codes one scene after another with it."""
+    return load(name, device=device)
 
 
 class Note(Protocol):

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,6 +24,29 @@ from ditic_stream._tiff_form import LONG8, Entry, Form, colours_of, longs, mark
 from ditic_stream._tiff_tags import BRANCHES, fields_from_json
 
 CLASSIC_LIMIT = 2**32 - 2**24
+
+
+@dataclass(frozen=True, slots=True)
+class TiffRows:
+    """Codes blocks of rows as tiles, in the order in which they lie in the file."""
+
+    form: Form
+    width: int
+
+    def code(
+        self, row: int, pixels: Array, mask: npt.NDArray[np.uint8] | None, each: Callable[..., Iterable[bytes]] = map
+    ) -> list[bytes]:
+        """each: a `map`, of threads perhaps."""
+        out: list[bytes] = []
+        cols = range(0, self.width, self.form.tile_width)
+        for first in range(0, pixels.shape[1], self.form.tile_height):
+            part = pixels[:, first : first + self.form.tile_height]
+            for block in part[:, None] if self.form.planar else part[None]:
+                out += each(lambda col, block=block: self.form.encode(block, col), cols)
+            if mask is not None:
+                rows = mask[first : first + self.form.tile_height]
+                out += [self.form.encode_mask(rows, col) for col in cols]
+        return out
 
 
 class TiffOutput(Output):
@@ -86,21 +111,21 @@ class TiffOutput(Output):
 
     def _block(self, row: int, pixels: Array, mask: npt.NDArray[np.uint8] | None) -> None:
         assert self._pool is not None
-        down = row // self.tile_height
-        for first in range(0, pixels.shape[1], self.tile_height):
-            part = pixels[:, first : first + self.tile_height]
-            for plane, block in enumerate(part[:, None] if self._planar else part[None]):
-                cols = range(0, self.width, self.tile_width)
-                tiles = self._pool.map(lambda col, block=block: self._form.encode(block, col), cols)
-                for across, data in enumerate(tiles):
-                    self._offsets[plane, down, across], self._counts[plane, down, across] = self._append(data)
-            if mask is not None:
-                rows = mask[first : first + self.tile_height]
-                for across, col in enumerate(range(0, self.width, self.tile_width)):
-                    self._mask_offsets[down, across], self._mask_counts[down, across] = self._append(
-                        self._form.encode_mask(rows, col)
-                    )
-            down += 1
+        self._put(row, pixels.shape[1], self.coder().code(row, pixels, mask, self._pool.map))
+
+    def coder(self) -> TiffRows:
+        return TiffRows(self._form, self.width)
+
+    def _put(self, row: int, count: int, pieces: list[bytes]) -> None:
+        places = iter(self._append(data) for data in pieces)
+        planes = self.samples if self._planar else 1
+        for down in range(row // self.tile_height, -(-(row + count) // self.tile_height)):
+            for plane in range(planes):
+                for across in range(self._offsets.shape[2]):
+                    self._offsets[plane, down, across], self._counts[plane, down, across] = next(places)
+            if self.has_mask:
+                for across in range(self._offsets.shape[2]):
+                    self._mask_offsets[down, across], self._mask_counts[down, across] = next(places)
 
     def _append(self, data: bytes) -> tuple[int, int]:
         assert self._file is not None

@@ -6,6 +6,7 @@ geotransform and the code of the reference system after the GeoZarr conventions;
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ class ZarrOutput(Output):
         import zarr
 
         group = zarr.open_group(str(self.partial), mode="w", zarr_format=3, attributes=self._attributes())
-        self._side = side = min(512, self.width)
+        side = min(512, self.width)
         rows = min(self.block, self.height)
         self._image = group.create_array(
             "image", shape=(self.samples, self.height, self.width), chunks=(1, rows, side), dtype=self.dtype,
@@ -76,19 +77,44 @@ class ZarrOutput(Output):
         nodata = next((field.get("text") for field in fields if field["code"] == NODATA_FIELD), None)
         return out | ({"nodata": nodata.strip("\0 ")} if nodata else {})
 
+    def coder(self) -> ZarrRows:
+        return ZarrRows(str(self.partial), self.has_mask)
+
+    def _put(self, row: int, count: int, pieces: list[bytes]) -> None:
+        pass  # the coder has written the chunks where they belong
+
     def _block(self, row: int, pixels: Array, mask: npt.NDArray[np.uint8] | None) -> None:
-        # Chunk by chunk: zarr goes on with the other chunks of a call in its own thread after one has failed, and would
-        # write into a folder that is being removed.
-        rows = slice(row, row + pixels.shape[1])
-        for col in range(0, self.width, self._side):
-            cols = slice(col, min(col + self._side, self.width))
-            for band in range(self.samples):
-                self._image[band, rows, cols] = pixels[band, :, cols]
-            if self._mask is not None and mask is not None:
-                self._mask[rows, cols] = mask[:, cols]
+        put_rows(self._image, self._mask, row, pixels, mask)
 
     def _finish(self) -> None:
         pass  # every chunk is a file that zarr has closed
 
     def _abandon(self) -> None:
         pass
+
+
+@dataclass(frozen=True, slots=True)
+class ZarrRows:
+    """Writes blocks of rows as whole chunks of the group `partial`: no chunk has two writers."""
+
+    partial: str
+    mask: bool
+
+    def code(self, row: int, pixels: Array, mask: npt.NDArray[np.uint8] | None) -> list[bytes]:
+        import zarr
+
+        group = zarr.open_group(self.partial, mode="r+", zarr_format=3)
+        put_rows(group["image"], group["mask"] if self.mask else None, row, pixels, mask)
+        return []
+
+
+def put_rows(image: Any, masks: Any, row: int, pixels: Array, mask: npt.NDArray[np.uint8] | None) -> None:
+    """Write rows chunk by chunk: zarr goes on with the other chunks of a call in its own thread after one has failed,
+    and would write into a folder that is being removed."""
+    rows, side = slice(row, row + pixels.shape[1]), image.chunks[2]
+    for col in range(0, image.shape[2], side):
+        cols = slice(col, min(col + side, image.shape[2]))
+        for band in range(len(pixels)):
+            image[band, rows, cols] = pixels[band, :, cols]
+        if masks is not None and mask is not None:
+            masks[rows, cols] = mask[:, cols]

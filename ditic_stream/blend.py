@@ -20,7 +20,7 @@ for a neighbour are kept: one to the right, and one row of them below.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -120,18 +120,41 @@ def _fade(before: Pixels, after: Pixels, weight: Pixels) -> None:
     after += before
 
 
+def fade_down(grid: Grid, row: int, above: Pixels, below: Pixels) -> Pixels:
+    """The rows in which two parts that were blended by themselves meet, as one Blender of both would give them.
+
+    row: of the first of them, counted from where the fade begins.  above, below: what each part made of them, both
+    (channels, rows, columns); `below` is changed and returned.
+    """
+    _fade(above, below, ramp(fade_of(grid))[row : row + below.shape[1], None])
+    return below
+
+
 class Blender:
     """Blends the windows of one rectangle of tiles, given one by one in row-major order.
 
     rows, cols: tile rows and columns that will be given; what is finished is every pixel whose windows are all among
     them.  channels: planes of the pixels.  below: the store for the zones below one row of windows, float32 of
-    `below_shape`; the caller may put it on disk for scenes that are very wide.
+    `below_shape`; the caller may put it on disk for scenes that are very wide.  whole: the tile rows of which `rows` is
+    a part that is blended by itself; the rows that fade into the other parts come out as well, faded sideways alone,
+    and `fade_down` puts those of two parts together.
     """
 
-    def __init__(self, grid: Grid, rows: range, cols: range, channels: int, *, below: Pixels | None = None) -> None:
+    def __init__(
+        self,
+        grid: Grid,
+        rows: range,
+        cols: range,
+        channels: int,
+        *,
+        below: Pixels | None = None,
+        whole: range | None = None,
+    ) -> None:
         if not rows or not cols or rows[-1] >= grid.rows or cols[-1] >= grid.cols or rows[0] < 0 or cols[0] < 0:
             raise ConfigError(f"tiles {rows} x {cols} are empty or outside the grid of {grid.rows} x {grid.cols}")
         self._grid, self._rows, self._cols = grid, rows, cols
+        self._open_above = whole is not None and rows[0] > whole[0]
+        self._open_below = whole is not None and rows[-1] < whole[-1]
         self._ramp = ramp(fade_of(grid))
         self._order = (TileKey(row, col) for row in rows for col in cols)
         self._right: Pixels | None = None
@@ -172,6 +195,10 @@ class Blender:
         if pixels.shape[1:] != window.shape:
             raise ConfigError(f"window {key} has {pixels.shape[1:]} pixels, not {window.shape}")
         row = self._span(key.row, self._rows, self._grid.height)
+        if self._open_above and key.row == self._rows[0]:
+            row = replace(row, first=row.begin)
+        if self._open_below and key.row == self._rows[-1]:
+            row = replace(row, last=row.end)
         col = self._span(key.col, self._cols, self._grid.width)
         pixels = pixels[:, row.begin - window.row : row.end - window.row, col.begin - window.col : col.end - window.col]
         if col.fade:

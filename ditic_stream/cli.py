@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from ditic_stream import console
-from ditic_stream.verbs import coding, models, serve, train
+from ditic_stream.verbs import batch, coding, models, serve, train
 
 app = typer.Typer(
     name="ditic-stream",
@@ -32,6 +32,7 @@ app.command(short_help="Decode one window into a file.")(coding.region)
 app.command(short_help="Say what an archive holds and costs.")(coding.info)
 app.command(short_help="Check every byte of an archive.")(coding.verify)
 app.command(short_help="Measure an archive against its scene.")(coding.compare)
+app.command(short_help="Run the jobs of a file, here or on a cluster.")(batch.batch)
 app.command(short_help="Serve archives over HTTP: map tiles, Deep Zoom, IIIF, regions.")(serve.serve)
 app.command(short_help="Look at an archive in the browser.")(serve.view)
 app.command(short_help="Train the networks of the package.")(train.train)

@@ -24,7 +24,7 @@ from ditic_stream._encoding import Describe, EncodeShard, Receipt, area, peak_me
 from ditic_stream._forecast import CodeWindows, Forecast, Forecaster, at, spread
 from ditic_stream._layout import Layout
 from ditic_stream._lock import hold, release
-from ditic_stream._paths import Name, Place, Uri, place_of
+from ditic_stream._paths import Name, Place, Uri, everywhere, place_of
 from ditic_stream._store import LOCK, PARTIAL
 from ditic_stream.archive import ArchiveWriter, create_archive, is_there, open_archive, pack_zip, remove_archive
 from ditic_stream.bitstream import EMPTY
@@ -73,6 +73,8 @@ class Result:
     seconds: float
     warnings: tuple[str, ...]
     """What of the source the archive does not keep, a sentence each."""
+    devices: tuple[str, ...] = ()
+    """Kinds of devices that coded what this run coded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +142,7 @@ def compress(
     run writes it.
     """
     began = time.monotonic()
-    config, origin, target = GridConfig(tile=tile, overlap=overlap), place_of(source), place_of(archive)
+    config, origin, target = GridConfig(tile=tile, overlap=overlap), everywhere(place_of(source)), place_of(archive)
     _check_rate(quality, bpp, size)
     family = family_of(model)
     if family.one_rate and not quality is bpp is size is None:
@@ -180,7 +182,7 @@ def compress(
             task = EncodeShard(
                 source=origin,
                 expand_palette=expand_palette,
-                archive=folder,
+                archive=everywhere(folder),
                 manifest=manifest,
                 model=model,
                 device=device,
@@ -344,7 +346,7 @@ def _make(
     receipts, resumed = list[Receipt](), list(Layout(manifest).grid.shards())
     if not overwrite and _is_made(target, manifest):
         return receipts, resumed
-    zipped = folder != target
+    zipped = folder != everywhere(target)
     if not zipped or _earlier(folder) != manifest.finished():  # else a run was killed before it had packed the folder
         with create_archive(folder, manifest, overwrite=overwrite) as writer:
             if zipped and not overwrite and is_there(target):  # packed by another run, since this one began
@@ -402,6 +404,7 @@ def _result(target: Place, receipts: list[Receipt], resumed: list[TileKey], seco
             outside=sum(receipt.outside for receipt in receipts) / samples if samples else 0.0,
             seconds=round(seconds, 3),
             warnings=archive.manifest.source.warnings,
+            devices=tuple(sorted({receipt.device for receipt in receipts})),
         )
 
 

@@ -5,6 +5,7 @@ Knows nothing of scenes, codecs or files; pixels do not pass through here, only 
 
     SerialExecutor      the reference: every key here, one after the other
     ProcessExecutor     the same, faster (_processes)
+    found("ray")        the same on a cluster (workers/, by entry point)
 
 A task may run twice (its worker died, or something foreign went wrong), so it must write the same bytes again.
 A DiticError is an answer and is raised at once; anything else is tried up to ATTEMPTS times, then becomes a TaskError.
@@ -17,18 +18,20 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from ditic_stream._processes import ProcessExecutor
 from ditic_stream._shared import Shared
-from ditic_stream._tasks import ATTEMPTS, CallersError, Note, OnNote, Task, named, translated
+from ditic_stream._tasks import ATTEMPTS, CallersError, Note, OnFailure, OnNote, Task, loaded, named, translated
 from ditic_stream.errors import ConfigError, DiticError
 
 __all__ = [
     "ATTEMPTS",
     "Executor",
     "Note",
+    "OnFailure",
     "OnNote",
     "ProcessExecutor",
     "SerialExecutor",
@@ -37,9 +40,17 @@ __all__ = [
     "be_one_thread",
     "cores",
     "executor_for",
+    "found",
+    "loaded",
     "one_thread",
+    "warm",
 ]
 
+OWN = {
+    ("ditic_stream.executors", "ray"): "ditic_stream.workers.ray_executor:RayExecutor",
+    ("ditic_stream.drivers", "batch"): "ditic_stream.workers.batch:run_batch",
+}
+"""Entry points of this package, for Python started in a checkout that was never installed."""
 PIXELS_A_WORKER = 2**21
 """Pixels that are worth a process: about as long as one takes to load the networks."""
 K = TypeVar("K")
@@ -52,17 +63,29 @@ class Executor(Protocol):
     @property
     def workers(self) -> int: ...
 
+    @property
+    def local(self) -> bool:
+        """True when the workers are on this machine and see `shared` bytes; others see files that all nodes see."""
+        ...
+
     def __enter__(self) -> Executor: ...
 
     def __exit__(self, *error: object) -> None: ...
 
     def run_unordered(
-        self, task: Task[K, R], keys: Iterable[K], *, in_flight: int | None = None, on_note: OnNote | None = None
+        self,
+        task: Task[K, R],
+        keys: Iterable[K],
+        *,
+        in_flight: int | None = None,
+        on_note: OnNote | None = None,
+        on_failure: OnFailure[K, R] | None = None,
     ) -> Iterator[tuple[K, R]]:
         """Yield (key, result) as they finish.
 
         At most `in_flight` keys are taken from `keys` and not yet yielded (default: one a worker).
-        on_note: called with each note of a task.  Raises the task's own DiticError, or TaskError.
+        on_note: called with each note of a task.  Raises the task's own DiticError, or TaskError; with on_failure, that
+        is called with the key and the error instead, and what it returns is the result.
         """
         ...
 
@@ -84,6 +107,7 @@ class SerialExecutor:
     """The reference: every key in this process, one after the other."""
 
     workers = 1
+    local = True
 
     def __init__(self, *, attempts: int = ATTEMPTS) -> None:
         self._attempts = attempts
@@ -101,7 +125,13 @@ class SerialExecutor:
         return self._shared[-1]
 
     def run_in_order(
-        self, task: Task[K, R], keys: Iterable[K], *, in_flight: int | None = None, on_note: OnNote | None = None
+        self,
+        task: Task[K, R],
+        keys: Iterable[K],
+        *,
+        in_flight: int | None = None,
+        on_note: OnNote | None = None,
+        on_failure: OnFailure[K, R] | None = None,
     ) -> Iterator[tuple[K, R]]:
         last: object = None
 
@@ -125,7 +155,11 @@ class SerialExecutor:
                         raise carrier.error from None
                     except Exception as error:
                         if isinstance(error, DiticError) or attempt == self._attempts:
-                            raise named(translated(error), last, attempt) from error
+                            failure = named(translated(error), last, attempt)
+                            if on_failure is None or not isinstance(failure, DiticError):
+                                raise failure from error
+                            result = on_failure(key, failure)
+                            break
                 yield key, result
 
     run_unordered = run_in_order
@@ -172,6 +206,27 @@ def executor_for(workers: int | None, device: str, jobs: int, pixels: int) -> It
     count = min(workers, jobs)
     with SerialExecutor() if count == 1 else ProcessExecutor(count) as made:
         yield made
+
+
+def found(name: str, group: str = "ditic_stream.executors") -> Any:
+    """What is registered under `name`: an executor's class, or a driver.  ConfigError says what to install."""
+    known = [*entry_points(group=group, name=name)]
+    if not known and (group, name) in OWN:
+        known = [EntryPoint(name, OWN[group, name], group)]
+    if not known:
+        raise ConfigError(f"no {group.rpartition('.')[2]} entry {name!r} is installed; install the package that has it")
+    try:
+        module, _, attribute = known[0].value.partition(":")
+        return getattr(import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != name:
+            raise
+        raise ConfigError(f"{name} is not installed; pip install 'ditic-stream[{name}]'") from error
+
+
+def warm() -> None:
+    """Load what the networks need, in a worker that has nothing to do yet."""
+    import_module("ditic_stream.codec")
 
 
 def cores() -> int:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ditic_stream._belts import decode_apart
 from ditic_stream._claim import keep_apart
 from ditic_stream._decoding import Damage, OnError, Pixels, Progress, Strip, check_whole, decode
 from ditic_stream._paths import Name, local_path, place_of
@@ -70,7 +71,8 @@ def decompress(
 
     workers: processes, the cores by default.  format: one of writer.FORMATS, where the ending does not say it.
     on_error: "fill" goes on after lost or damaged tiles and names them in the Result.  progress: called with (pixels
-    done, pixels in all).
+    done, pixels in all).  executor: one to use instead of `workers`; where its workers are on other machines, they must
+    see the archive and the folder of `out`.
     Raises MissingTileError, ChecksumError or DesyncError, with the tile's name; ConfigError when `out` exists or is
     part of the archive; StorageError when it cannot be written, and then nothing is left under its name.
     """
@@ -93,11 +95,15 @@ def decompress(
             overwrite=overwrite,
             lossy=_lossy(opened),
         ) as output:
-            _write(
-                output,
-                window,
-                decode(opened, window, workers, device, on_error, progress, executor, target.absolute().parent, damage),
-            )
+            if executor is not None and not executor.local:
+                decode_apart(opened, window, output, executor, device, on_error, progress, damage)
+            else:
+                scratch = target.absolute().parent
+                _write(
+                    output,
+                    window,
+                    decode(opened, window, workers, device, on_error, progress, executor, scratch, damage),
+                )
         return Result(
             out=str(target),
             height=window.height,

@@ -6,11 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+from clusters import cluster
 from pictures import landscape, write_scene
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # one thread, as in a worker; several would fight over two cores
@@ -78,6 +80,16 @@ def sample(tmp_path_factory: pytest.TempPathFactory, ditic: Command) -> Sample:
         done = ditic(*arguments)
         assert done.code == 0, done.err
     return found
+
+
+@pytest.fixture(scope="session")
+def nodes() -> Iterator[Any]:
+    """A Ray cluster of a head that thinks it has six CPUs, connected; tests add nodes that they may kill."""
+    ray = pytest.importorskip("ray")
+    with cluster(6) as made:
+        ray.init(address=made.address, log_to_driver=False, logging_level="error")
+        yield made
+        ray.shutdown()
 
 
 @pytest.fixture(scope="session")

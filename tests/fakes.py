@@ -116,6 +116,27 @@ def install() -> None:
     sys.modules["ditic_stream.codec"] = module()
 
 
+def install_slow() -> None:
+    """The same, a tenth of a second a tile: time enough to be killed."""
+    os.environ["FAKE_SECONDS"] = "0.1"
+    install()
+
+
+def poison() -> None:
+    """Let this process die of reading the scene whose name POISON says, as of a fault in a decoder."""
+    install()
+    from ditic_stream import reader
+
+    opened = reader.open_source
+
+    def open_source(uri: Any, **settings: Any) -> Any:
+        if str(uri).endswith(os.environ.get("POISON", "bad.tif")):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return opened(uri, **settings)
+
+    reader.open_source = open_source
+
+
 Count = Callable[[int], int]
 
 
@@ -153,9 +174,34 @@ class Square:
             os._exit(7)
         if self.how == "memory":
             raise MemoryError
+        if self.how == "sleep":
+            time.sleep(60)
         if self.how == "ours":
             raise FormatError("broken", key="5,6")
         raise OSError(errno.EIO, "a lens cap")
+
+
+@dataclass(frozen=True)
+class Crowd:
+    """Gives numbers back; a process that works on more than `most` of them at once has no memory for another."""
+
+    folder: Path
+    most: int
+
+    @contextlib.contextmanager
+    def open(self, note: Note) -> Iterator[Count]:
+        def run(number: int) -> int:
+            mark = self.folder / f"at-{os.getpid()}-{number}"
+            mark.touch()
+            try:
+                time.sleep(0.2)
+                if len(list(self.folder.glob(f"at-{os.getpid()}-*"))) > self.most:
+                    raise MemoryError
+            finally:
+                mark.unlink()
+            return number
+
+        yield run
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,16 @@ def test_worker_count_does_not_change_a_byte(scene: Path, tmp_path: Path, worker
     assert content(tmp_path / "many.ditic") == content(tmp_path / "one.ditic")
 
 
+@pytest.mark.parametrize("name", ["scene.ditic", "scene.ditic.zip"])
+def test_names_may_be_relative(scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    run(Path("scene.tif"), Path(name))
+    with open_archive(tmp_path / name) as archive:
+        assert archive.manifest.complete
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name[0] != ".") == [name, "scene.tif"]
+    run(Path("scene.tif"), Path(name), quality=30, overwrite=True)
+
+
 @pytest.mark.parametrize("tiles", range(0, 12, 2))
 def test_interrupted_run_resumes_and_matches_uninterrupted_archive(scene: Path, tmp_path: Path, tiles: int) -> None:
     run(scene, tmp_path / "whole.ditic")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ditic_stream.config import GridConfig
 from ditic_stream.errors import FormatError
 from ditic_stream.executors import SerialExecutor
-from ditic_stream.geometry import TileKey, Window, cells
+from ditic_stream.geometry import CELLS, TileKey, Units, Window
 from ditic_stream.latents import Cells, LatentSpool, assemble
 from ditic_stream.tiling import Grid
 
@@ -20,15 +20,22 @@ GROUPS, CHANNELS = 2, 3
 
 @st.composite
 def grids(draw: st.DrawFn) -> Grid:
-    overlap = draw(st.sampled_from([0, 32, 64, 128]))
+    units = draw(st.sampled_from([CELLS, Units(cell=64, align=256)]))
+    overlap = draw(st.sampled_from([0, units.cell, 64, 128]))
     height, width = draw(st.integers(1, 1100)), draw(st.integers(1, 1100))
-    return Grid(height=height, width=width, config=GridConfig(tile=256, overlap=overlap))
+    return Grid(height=height, width=width, config=GridConfig(tile=256, overlap=overlap), units=units)
 
 
 def scene_latents(grid: Grid) -> Cells:
     rng = np.random.default_rng(0)
-    shape = (GROUPS, CHANNELS, cells(grid.height), cells(grid.width))
-    return Cells(rng.integers(-30000, 30000, shape, np.int16), rng.integers(0, 64, shape, np.uint8))
+    last = grid.latent_core(TileKey(grid.rows - 1, grid.cols - 1))
+    shape = (GROUPS, CHANNELS, last.row_end, last.col_end)
+    return Cells(rng.integers(-30000, 30000, shape, np.int16), rng.integers(0, 64, shape).astype(scales_of(grid)))
+
+
+def scales_of(grid: Grid) -> str:
+    """One type of scales with each kind of units."""
+    return "uint8" if grid.units == CELLS else "int16"
 
 
 def cut(whole: Cells, window: Window) -> Cells:
@@ -47,7 +54,7 @@ def test_assembled_window_equals_the_cut_of_the_whole_latent_grid(grid: Grid) ->
     for key in grid.keys():
         got = assemble(grid, key, lambda near: cut(whole, grid.latent_core(near)))
         assert same(got, cut(whole, grid.latent_window(key)))
-        assert (got.values.dtype, got.scales.dtype) == (np.int16, np.uint8)
+        assert (got.values.dtype, got.scales.dtype) == (np.int16, scales_of(grid))
 
 
 def test_latents_of_a_wrong_shape_are_refused_with_the_tile_that_has_them() -> None:
@@ -67,7 +74,7 @@ def test_spool_gives_back_what_was_put_until_its_row_is_used_again(grid: Grid) -
     whole = scene_latents(grid)
     with SerialExecutor() as executor:
         store = executor.shared()
-        spool = LatentSpool(grid=grid, groups=GROUPS, channels=CHANNELS, depth=2, store=store)
+        spool = LatentSpool(grid=grid, groups=GROUPS, channels=CHANNELS, depth=2, store=store, scales=scales_of(grid))
         store.resize(spool.nbytes)
         for key in grid.keys():
             spool.put(key, cut(whole, grid.latent_core(key)))

@@ -225,10 +225,10 @@ def psnr(one: np.ndarray, other: np.ndarray) -> float:
 def test_middle_levels_are_near_the_means_and_render_nothing(
     networks: tuple[Path, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ditic_stream.codec import TileCodec
+    from ditic_stream._small_codec import SmallCodec
 
     archive, decoded = networks
-    monkeypatch.setattr(TileCodec, "render", lambda *_: pytest.fail("a window was rendered"))
+    monkeypatch.setattr(SmallCodec, "render", lambda *_: pytest.fail("a window was rendered"))
     with ditic_stream.open(archive) as scene:
         assert scene.level_count == 6
         for level in (3, 4, 5):

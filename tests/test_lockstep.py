@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ditic_stream._lockstep import pull_together
@@ -21,6 +21,7 @@ def stream(seed: int, lanes: int, sizes: list[int]) -> tuple[bytes, bytes, list[
 
 
 @settings(max_examples=80, deadline=None)
+@example([(4, [0, 0, 0]), (4, [0, 0, 1])], 0)  # no words at all
 @given(
     st.lists(
         st.tuples(st.sampled_from([1, 4, 4, 64]), st.lists(st.integers(0, 300), min_size=3, max_size=3)),

@@ -60,7 +60,7 @@ class Seen:
         self.until(still)
 
     def until(self, true: Callable[[], bool]) -> None:
-        end = time.monotonic() + 60
+        end = time.monotonic() + 120
         while not true():
             assert time.monotonic() < end, f"it did not come to that; {self.complaints}"
             self.page.wait_for_timeout(50)

@@ -22,7 +22,7 @@ import uvicorn
 from conftest import Command, Sample
 from test_server_app import HOSTILE
 
-from ditic_stream.doors.server import answers, app
+from ditic_stream.doors.server import answers, app, run
 from ditic_stream.doors.server.app import Settings, make_app
 from ditic_stream.doors.server.served import Catalog
 
@@ -50,14 +50,7 @@ def test_serve_tells_its_address_answers_and_ends_in_good_order(sample: Sample, 
         answer = httpx.get(f"{said['url']}healthz")
         assert answer.status_code == 200 and "server" not in answer.headers
         if number is signal.SIGINT:
-            with httpx.Client(timeout=60) as client:
-                took = []
-                for _ in range(16):
-                    began = time.monotonic()
-                    assert client.get(f"{said['url']}scene/image_files/8/0_0.png").status_code == 200
-                    took.append(time.monotonic() - began)
-            # Where a body waits until the client has confirmed its head, each takes 40 ms more.
-            assert sorted(took)[8] < 0.035
+            assert httpx.get(f"{said['url']}scene/image_files/8/0_0.png", timeout=120).status_code == 200
         process.send_signal(number)
         _, errors = process.communicate(timeout=90)
         assert process.returncode == 0, errors
@@ -67,12 +60,19 @@ def test_serve_tells_its_address_answers_and_ends_in_good_order(sample: Sample, 
 def test_view_opens_on_the_page_and_finds_the_source(sample: Sample) -> None:
     with running("view", sample.archive, "--no-browser", "--threads", "1") as (process, said):
         assert said["url"].endswith("/scene/")
-        facts = httpx.get(f"{said['url']}info", timeout=60).json()
+        facts = httpx.get(f"{said['url']}info", timeout=120).json()
         assert facts["original"]["name"] == "scene.tif" and facts["page_format"] == "png"
         closed = httpx.get(f"{said['url']}iiif/info.json")
         assert "access-control-allow-origin" not in closed.headers
         process.send_signal(signal.SIGINT)
         assert "original: " in process.communicate(timeout=90)[1]
+
+
+def test_a_body_does_not_wait_until_its_head_is_confirmed() -> None:
+    with run.listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        connection, _ = listener.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0
 
 
 def test_a_port_in_use_is_a_sentence(sample: Sample, ditic: Command) -> None:
@@ -98,10 +98,10 @@ def test_an_archive_that_is_none_is_told_before_anything_is_served(ditic: Comman
 @contextlib.contextmanager
 def served(archive: Path, **settings: Any) -> Iterator[tuple[str, Any]]:
     """A real uvicorn on loopback over `archive`; (address, the Server behind it)."""
-    with Catalog() as catalog, socket.create_server(("127.0.0.1", 0)) as listener:
+    with Catalog() as catalog, run.listen("127.0.0.1", 0) as listener:
         catalog.add(archive)
         made = make_app(catalog, Settings(**{"threads": 1, **settings}))
-        server = uvicorn.Server(uvicorn.Config(made, log_level="warning", ws="none", timeout_graceful_shutdown=5))
+        server = uvicorn.Server(run.configured(made))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
@@ -118,7 +118,7 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     finish = app.encode
 
     def wait(*arguments: Any) -> bytes:
-        assert go.wait(60)
+        assert go.wait(120)
         return finish(*arguments)
 
     monkeypatch.setattr(app, "encode", wait)
@@ -126,7 +126,7 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     go.set()
 
 
-def until(true: Callable[[], bool], seconds: float = 20) -> None:
+def until(true: Callable[[], bool], seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, "it did not come to that"
@@ -136,7 +136,7 @@ def until(true: Callable[[], bool], seconds: float = 20) -> None:
 def raw(address: str, request: bytes, *, read: bool = True) -> bytes:
     """Send bytes as they are, since clients tidy addresses up; the answer, or nothing when the client hangs up."""
     place = urlsplit(address)
-    with socket.create_connection((place.hostname, place.port), timeout=30) as link:
+    with socket.create_connection((place.hostname, place.port), timeout=120) as link:
         link.sendall(request)
         if not read:
             return b""
@@ -184,7 +184,7 @@ def test_a_client_that_hangs_up_frees_its_slot(sample: Sample, held: threading.E
         until(lambda: server.gate.waiting == 0 and server.gate.facts()["left"] == 4)
         held.set()
         until(lambda: server.gate.running == 0)
-        assert httpx.get(f"{address}/scene/region?window=0,0,8,8", timeout=30).status_code == 200
+        assert httpx.get(f"{address}/scene/region?window=0,0,8,8", timeout=120).status_code == 200
 
 
 def test_a_full_queue_answers_503_with_a_time_to_come_back(sample: Sample, held: threading.Event) -> None:
@@ -192,14 +192,14 @@ def test_a_full_queue_answers_503_with_a_time_to_come_back(sample: Sample, held:
         results: list[httpx.Response] = []
         threads = [
             threading.Thread(
-                target=lambda n=n: results.append(httpx.get(f"{address}/scene/region?window={n},0,8,8", timeout=60))
+                target=lambda n=n: results.append(httpx.get(f"{address}/scene/region?window={n},0,8,8", timeout=120))
             )
             for n in range(3)
         ]
         for thread in threads:
             thread.start()
         until(lambda: server.gate.running == 1 and server.gate.waiting == 2)
-        refused = httpx.get(f"{address}/scene/region?window=9,0,8,8", timeout=30)
+        refused = httpx.get(f"{address}/scene/region?window=9,0,8,8", timeout=120)
         assert refused.status_code == 503 and 1 <= int(refused.headers["retry-after"]) <= 60
         assert refused.json()["kind"] == "busy"
         assert httpx.get(f"{address}/healthz").json()["refused"] == 1  # health is answered however long the queue
@@ -211,10 +211,28 @@ def test_a_full_queue_answers_503_with_a_time_to_come_back(sample: Sample, held:
 
 def test_a_request_that_takes_too_long_answers_503(sample: Sample, held: threading.Event) -> None:
     with served(sample.archive, timeout=0.3) as (address, server):
-        late = httpx.get(f"{address}/scene/region?window=0,0,8,8", timeout=30)
+        late = httpx.get(f"{address}/scene/region?window=0,0,8,8", timeout=120)
         assert late.status_code == 503 and "0.3 s" in late.json()["message"]
         held.set()
         until(lambda: server.gate.running == 0)
+
+
+@pytest.mark.parametrize(
+    "sent", [b"", b"GET /healthz HTTP/1.1\r\nHost: x", b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\nGET /"]
+)
+def test_a_client_that_sends_no_whole_request_is_cut_off(
+    sample: Sample, monkeypatch: pytest.MonkeyPatch, sent: bytes
+) -> None:
+    monkeypatch.setattr(run, "HEAD_SECONDS", 0.5)
+    monkeypatch.setattr(run, "IDLE_SECONDS", 1)
+    with served(sample.archive) as (address, _):
+        place = urlsplit(address)
+        with socket.create_connection((place.hostname, place.port), timeout=120) as link:
+            link.sendall(sent)
+            answer = b""
+            while piece := link.recv(65536):  # until the server closes: without a deadline, never
+                answer += piece
+        assert answer.count(b'"status":"ok"') == (1 if b"\r\n\r\n" in sent else 0)
 
 
 def test_a_client_that_reads_nothing_is_let_go(sample: Sample, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ditic_stream.config import GridConfig, q_of_quality
 from ditic_stream.errors import ConfigError
-from ditic_stream.geometry import CELL, TileKey, Window
+from ditic_stream.geometry import CELL, TileKey, Units, Window
 from ditic_stream.tiling import MAX_SIDE, MIN_SHARDS, Grid
 
 
@@ -64,6 +64,19 @@ def test_decode_windows_start_on_cells_and_reach_the_overlap(grid: Grid) -> None
         assert core.row - window.row == (overlap if key.row else 0)
         assert window.row_end == min(core.row_end + overlap, grid.height)
         assert grid.latent_window(key).height * CELL >= window.height
+
+
+def test_units_of_a_model_pad_its_cores_and_bound_its_overlap() -> None:
+    units = Units(cell=64, align=256)
+    grid = Grid(height=600, width=1000, config=GridConfig(tile=512, overlap=64), units=units)
+    assert grid.latent_core(TileKey(1, 1)) == Window(row=8, col=8, height=4, width=8), (
+        "88 x 488 px, padded to 256 x 512"
+    )
+    # A window has all cells of its own core, and of its neighbours' those that its overlap reaches.
+    assert grid.latent_window(TileKey(1, 1)) == Window(row=7, col=7, height=5, width=9)
+    assert grid.latent_window(TileKey(0, 0)) == Window(row=0, col=0, height=9, width=9)
+    with pytest.raises(ConfigError, match="overlap 32 px is not a multiple of 64"):
+        Grid(height=600, width=1000, config=GridConfig(tile=512, overlap=32), units=units)
 
 
 @settings(max_examples=60, deadline=None)

@@ -18,9 +18,12 @@ from ditic_stream.verbs.options import (
     OnError,
     Overwrite,
     Quiet,
+    Ray,
+    RayAddress,
     Workers,
     beside,
     byte_count,
+    executor_of,
     numbers,
     report_damage,
     stem,
@@ -29,6 +32,7 @@ from ditic_stream.verbs.options import (
 
 
 def compress(
+    context: typer.Context,
     scene: Annotated[
         Any, typer.Argument(parser=place_of, help="The scene, path or URI: TIFF of any ordinary kind, PNG or JPEG.")
     ],
@@ -56,6 +60,8 @@ def compress(
     ] = False,
     overwrite: Overwrite = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what is to be expected, write nothing.")] = False,
+    ray: Ray = False,
+    ray_address: RayAddress = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -71,12 +77,13 @@ def compress(
     target = archive or beside(scene, f"{scene.stem}.ditic")
     with (
         console.interruptible(f"finished shards are kept; run the same command again to go on with {target}"),
+        executor_of(context, ray, ray_address, workers, device, quiet=quiet) as (executor, device),
         console.Progress("compress", quiet=quiet or dry_run) as progress,
     ):
         result = run(
             scene, target, quality=quality, bpp=bpp, size=byte_count(size), model=model, tile=tile, overlap=overlap,
             device=device, workers=workers, expand_palette=expand_palette, overwrite=overwrite, dry_run=dry_run,
-            progress=progress, accept_licence=accept_licence,
+            progress=progress, accept_licence=accept_licence, executor=executor,
         )  # fmt: skip
     for warning in result.warnings:
         console.note(f"warning: {warning}", quiet=quiet)
@@ -106,6 +113,7 @@ def compress(
 
 
 def decompress(
+    context: typer.Context,
     archive: Archive,
     out: Annotated[
         Path | None,
@@ -119,6 +127,8 @@ def decompress(
     device: Device = "cpu",
     on_error: OnError = "stop",
     overwrite: Overwrite = False,
+    ray: Ray = False,
+    ray_address: RayAddress = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -129,15 +139,18 @@ def decompress(
     """
     from ditic_stream.regions import decompress as run
 
+    if device == "mixed":
+        raise typer.BadParameter("pixels differ in the last level between kinds of devices; use --device cpu or cuda")
     name = f"{stem(archive)}.decoded{FORMAT_ENDINGS[format or 'tif']}"
     target = out or local_path(beside(archive, name, here=True))
     with (
         console.interruptible(f"nothing was written to {target}; run the same command again"),
+        executor_of(context, ray, ray_address, workers, device, quiet=quiet) as (executor, device),
         console.Progress("decompress", quiet=quiet) as progress,
     ):
         result = run(
             archive, target, workers=workers, device=device, on_error=on_error, format=format, overwrite=overwrite,
-            progress=progress,
+            progress=progress, executor=executor,
         )  # fmt: skip
     report_damage(result, quiet)
     console.emit(

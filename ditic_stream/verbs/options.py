@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,6 +24,16 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no s
 Workers = Annotated[
     int | None, typer.Option(min=1, help="Processes (default: the cores). The bytes do not depend on it.")
 ]
+Ray = Annotated[
+    bool,
+    typer.Option(
+        "--ray",
+        help="Work on a Ray cluster: --ray-address, RAY_ADDRESS, or one of this command's own. Needs the extra `ray`.",
+    ),
+]
+RayAddress = Annotated[
+    str | None, typer.Option(metavar="ADDRESS", help='A Ray cluster that runs: "auto", HOST:PORT or ray://HOST:PORT.')
+]
 Device = Annotated[str, typer.Option(help="Where the networks run: cpu or cuda.")]
 Format = Annotated[
     Literal["tif", "bigtiff", "cog", "zarr", "ome-zarr", "png", "npy"] | None,
@@ -37,6 +49,52 @@ OnError = Annotated[
     Literal["stop", "fill"],
     typer.Option(help="At a damaged or lost tile: stop with its name, or fill it, go on and report it."),
 ]
+
+
+@contextlib.contextmanager
+def executor_of(
+    context: typer.Context,
+    ray: bool,
+    address: str | None,
+    workers: int | None,
+    device: str,
+    *,
+    gpus: float = 1.0,
+    quiet: bool = False,
+) -> Iterator[tuple[Any, str]]:
+    """The executor that options ask for, and the device; None is the library's own choice, on this machine.
+
+    On a cluster a device that was not asked for is "auto": its GPUs where it has some.
+    """
+    if not ray and address is None:
+        yield None, device
+        return
+    from ditic_stream.executors import found, warm
+
+    source = context.get_parameter_source("device")
+    asked = source is not None and source.name != "DEFAULT"
+    with found("ray")(
+        workers, address=address, device=device if asked else "auto", gpus=gpus, initializer=warm
+    ) as executor:
+        yield executor, executor.device
+        console.note(fleet_line(executor), quiet=quiet)
+
+
+def fleet_line(executor: Any) -> str:
+    """What the workers of a cluster did, in a line."""
+    usage, counts = executor.usage(), executor.fleet.counts
+    busy = sum(one["busy"] for one in usage) / len(usage) if usage else 0.0
+    nodes = len({one["node"] for one in usage})
+    troubles = ", ".join(
+        f"{count} {what}"
+        for count, what in (
+            (counts.restarts, "restarted"), (counts.nodes_lost, "lost with their nodes"),
+            (counts.retries, "keys again"), (counts.shrinks, "made smaller for memory"),
+            (counts.doubled, "slow keys doubled"),
+        )
+        if count
+    )  # fmt: skip
+    return f"{len(usage)} actors on {nodes} nodes, {100 * busy:.0f} % busy" + (f"; {troubles}" if troubles else "")
 
 
 def beside(place: Place, name: str, *, here: bool = False) -> Place:

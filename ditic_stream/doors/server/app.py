@@ -30,13 +30,14 @@ from starlette.routing import Route
 
 from ditic_stream.doors.server import deepzoom, iiif, pages
 from ditic_stream.doors.server.answers import Body, Kept, NotServedError, Outgoing, error_answer, etag, matches
-from ditic_stream.doors.server.display import Stretch, check_size
+from ditic_stream.doors.server.asking import base, number, numbers, shown
+from ditic_stream.doors.server.display import check_size
 from ditic_stream.doors.server.encoding import MEDIA, checked_format, encode
 from ditic_stream.doors.server.gate import Busy, Gate, Ticket
 from ditic_stream.doors.server.mercator import Places, check_tile
 from ditic_stream.doors.server.resampling import Rgba
 from ditic_stream.doors.server.served import Catalog, Served
-from ditic_stream.errors import ConfigError, DiticError
+from ditic_stream.errors import ConfigError
 from ditic_stream.geometry import Window
 
 OUTGOING_BYTES = 2**28
@@ -102,7 +103,7 @@ class Server:
         return JSONResponse({"archives": found}, headers={"Cache-Control": "no-cache"})
 
     async def to_page(self, request: Request) -> Response:
-        return RedirectResponse(f"{_base(request)}/{self._served(request).name}/", 307)
+        return RedirectResponse(f"{base(request)}/{self._served(request).name}/", 307)
 
     async def page(self, request: Request) -> Response:
         self._served(request)
@@ -126,12 +127,12 @@ class Server:
         served = self._served(request)
         height, width = served.scene.shape[:2]
         query = request.query_params
-        col, row, wide, high = _numbers(query.get("window", f"0,0,{width},{height}"), 4, "window")
+        col, row, wide, high = numbers(query.get("window", f"0,0,{width},{height}"), 4, "window")
         window = Window(row=row, col=col, height=high, width=wide).within(height, width)
-        made_w, made_h = _numbers(query["size"], 2, "size") if "size" in query else (wide, high)
+        made_w, made_h = numbers(query["size"], 2, "size") if "size" in query else (wide, high)
         check_size(made_w, made_h)
         form = checked_format(query.get("format", "png"))
-        show = _shown(request)
+        show = shown(request)
         box = (window.col, window.row, window.col_end, window.row_end)
 
         def make(ticket: Ticket) -> Rgba:
@@ -143,7 +144,7 @@ class Server:
         served = self._served(request)
         form = checked_format(request.query_params.get("format", "webp"))
         places = await self._run(request, (served.name, "places"), lambda ticket: self._place(served))
-        address = f"{_base(request)}/{served.name}/tiles/{{z}}/{{x}}/{{y}}.{form}?v={served.version}"
+        address = f"{base(request)}/{served.name}/tiles/{{z}}/{{x}}/{{y}}.{form}?v={served.version}"
         return JSONResponse(places.tilejson(served.name, address), headers={"Cache-Control": "no-cache"})
 
     async def tile(self, request: Request) -> Response:
@@ -151,9 +152,9 @@ class Server:
         last = re.fullmatch(r"([0-9]+)(@2x)?\.([A-Za-z]+)", request.path_params["y"])
         if last is None:
             raise NotServedError("map tiles are named z/x/y.png, .jpg or .webp")
-        z, x, y = _number(request.path_params["z"], "z"), _number(request.path_params["x"], "x"), int(last[1])
+        z, x, y = number(request.path_params["z"], "z"), number(request.path_params["x"], "x"), int(last[1])
         check_tile(z, x, y)
-        size, form, show = 512 if last[2] else 256, checked_format(last[3]), _shown(request)
+        size, form, show = 512 if last[2] else 256, checked_format(last[3]), shown(request)
 
         def make(ticket: Ticket) -> Rgba:
             return self._place(served).tile(served.picture(served.stretch(*show)), z, x, y, size)
@@ -179,8 +180,8 @@ class Server:
         place = re.fullmatch(r"([0-9]{1,9})_([0-9]{1,9})\.([A-Za-z]+)", request.path_params["tile"])
         if place is None:
             raise NotServedError("tiles are named LEVEL/COL_ROW.png, .jpg or .webp")
-        level, col, row = _number(request.path_params["level"], "level"), int(place[1]), int(place[2])
-        form, show = checked_format(place[3]), _shown(request)
+        level, col, row = number(request.path_params["level"], "level"), int(place[1]), int(place[2])
+        form, show = checked_format(place[3]), shown(request)
         height, width = served.scene.shape[:2]
         try:
             window, down = deepzoom.tile_window(width, height, level, col, row)
@@ -196,7 +197,7 @@ class Server:
 
     async def iiif_base(self, request: Request) -> Response:
         return RedirectResponse(
-            f"{_base(request)}/{self._served(request).name}/iiif/info.json", 303, self._iiif_headers()
+            f"{base(request)}/{self._served(request).name}/iiif/info.json", 303, self._iiif_headers()
         )
 
     async def iiif_info(self, request: Request) -> Response:
@@ -204,7 +205,7 @@ class Server:
         height, width = served.scene.shape[:2]
         linked = "application/ld+json" in request.headers.get("accept", "")
         return JSONResponse(
-            iiif.info(f"{_base(request)}/{served.name}/iiif", width, height),
+            iiif.info(f"{base(request)}/{served.name}/iiif", width, height),
             media_type=f'application/ld+json;profile="{iiif.CONTEXT}"' if linked else "application/json",
             headers={**self._iiif_headers(), "Cache-Control": "no-cache", "Vary": "Accept"},
         )
@@ -220,7 +221,7 @@ class Server:
             return iiif.finished(served.picture().render(box, asked.width, asked.height, ticket.check), asked)
 
         answer = await self._picture(request, served, ("iiif", asked), asked.form, make)
-        canonical = f"{_base(request)}/{served.name}/iiif/{asked.canonical(width, height)}"
+        canonical = f"{base(request)}/{served.name}/iiif/{asked.canonical(width, height)}"
         answer.headers["Link"] = f'<{canonical}>;rel="canonical", <{iiif.PROFILE}>;rel="profile"'
         answer.headers.update(self._iiif_headers())
         return answer
@@ -297,43 +298,6 @@ async def _gone(request: Request) -> None:
         pass
 
 
-def _base(request: Request) -> str:
-    return str(request.base_url).rstrip("/")
-
-
-def _number(text: str, name: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,9}", text):
-        raise NotServedError(f"{name} {text[:20]!r} is no number")
-    return int(text)
-
-
-def _numbers(text: str, count: int, name: str) -> tuple[int, ...]:
-    if not re.fullmatch(r"[0-9]{1,9}(,[0-9]{1,9})*", text) or text.count(",") != count - 1:
-        raise ConfigError(f"{name} {text[:60]!r} is not {count} whole numbers with commas between")
-    return tuple(int(part) for part in text.split(","))
-
-
-def _shown(request: Request) -> tuple[tuple[int, ...] | None, tuple[tuple[float, float], ...] | None]:
-    """?bands=4,3,2 (from 1) and ?rescale=LOW,HIGH (once, or once a band)."""
-    bands: tuple[int, ...] | None = None
-    query = request.query_params
-    if "bands" in query:
-        text = query["bands"]
-        bands = tuple(band - 1 for band in _numbers(text, min(text.count(",") + 1, 3), "bands"))
-    ranges = []
-    for text in query.getlist("rescale"):
-        found = re.fullmatch(r"(-?[0-9.eE+-]{1,30}),(-?[0-9.eE+-]{1,30})", text)
-        try:
-            if found is None:
-                raise ValueError
-            ranges.append((float(found[1]), float(found[2])))
-        except ValueError:
-            raise ConfigError(f"rescale {text[:60]!r} is not LOW,HIGH") from None
-    if len(ranges) > 3:
-        raise ConfigError(f"{len(ranges)} ranges; at most 3 bands are shown")
-    return bands, tuple(ranges) or None
-
-
 def _guarded(handler: Handler) -> Handler:
     """Errors as answers."""
 
@@ -402,4 +366,4 @@ def make_app(catalog: Catalog, settings: Settings) -> Starlette:
     return app
 
 
-__all__ = ["DiticError", "Server", "Settings", "Stretch", "make_app"]
+__all__ = ["Server", "Settings", "make_app"]

@@ -1,0 +1,30 @@
+"""Which model a name stands for, and what is known of it without its networks."""
+
+from __future__ import annotations
+
+import pytest
+
+from ditic_stream.errors import ConfigError
+from ditic_stream.families import DTYPE_VARIABLE, FAMILIES, SMALL, family_of
+from ditic_stream.geometry import Units
+
+
+@pytest.mark.parametrize("name", ["small", "small-2", "tiny-1", "huge", "run/weights.safetensors", ""])
+def test_every_name_that_is_no_other_familys_is_the_packages_own(name: str) -> None:
+    assert family_of(name) is SMALL
+
+
+def test_what_stands_before_the_colon_names_the_family() -> None:
+    assert family_of("ditic-0.6b:q3") is family_of("ditic-0.6b") is FAMILIES["ditic-0.6b"]
+    assert family_of("ditic-0.6b:q3").units == Units(cell=64, align=256)
+
+
+def test_type_follows_the_device_and_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    paper = family_of("ditic-0.6b:q1")
+    monkeypatch.delenv(DTYPE_VARIABLE, raising=False)
+    assert (paper.dtype("cpu"), paper.dtype("cuda:1")) == ("float32", "bfloat16")
+    monkeypatch.setenv(DTYPE_VARIABLE, "float16")
+    assert (paper.dtype("cpu"), paper.dtype("cuda"), SMALL.dtype("cuda")) == ("float16", "float16", "float32")
+    monkeypatch.setenv(DTYPE_VARIABLE, "int8")
+    with pytest.raises(ConfigError, match="DITIC_DTYPE is 'int8'; use one of float32"):
+        paper.dtype("cpu")

@@ -1,0 +1,182 @@
+"""The executor for Ray, on a real cluster: it does what the serial one does; what dies is done again, and named."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes import Crowd, Square
+
+from ditic_stream.errors import ConfigError, FormatError, TaskError
+from ditic_stream.executors import found
+
+ray = pytest.importorskip("ray")
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def executor(nodes: Any) -> Iterator[Any]:
+    """Two actors that most tests share: starting some takes a second or two."""
+    with found("ray")(2, device="cpu") as made:
+        yield made
+
+
+def test_every_key_gives_its_result_once(executor: Any, tmp_path: Path) -> None:
+    got = dict(executor.run_unordered(Square(tmp_path), range(12), in_flight=4))
+    assert got == {number: number * number for number in range(12)}
+
+
+def test_results_come_in_the_order_of_keys_when_asked_for(executor: Any, tmp_path: Path) -> None:
+    got = list(executor.run_in_order(Square(tmp_path), range(20), in_flight=5))
+    assert got == [(number, number * number) for number in range(20)]
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_no_more_keys_are_taken_than_in_flight(executor: Any, tmp_path: Path, ordered: bool) -> None:
+    taken = used = 0
+
+    def keys() -> Iterator[int]:
+        nonlocal taken
+        for number in range(15):
+            assert taken - used < 3
+            taken += 1
+            yield number
+
+    run = executor.run_in_order if ordered else executor.run_unordered
+    for _ in run(Square(tmp_path), keys(), in_flight=3):
+        used += 1
+    assert (taken, used) == (15, 15)
+
+
+def test_no_keys_give_no_results(executor: Any, tmp_path: Path) -> None:
+    assert list(executor.run_unordered(Square(tmp_path), [])) == []
+
+
+def test_task_is_opened_once_an_actor(executor: Any, tmp_path: Path) -> None:
+    assert len(list(executor.run_unordered(Square(tmp_path), range(30), in_flight=4))) == 30
+    assert 1 <= len(list(tmp_path.glob("open-*"))) <= 2
+
+
+@pytest.mark.parametrize("how", ["error", "memory"])
+def test_task_that_fails_twice_still_writes_one_record(executor: Any, tmp_path: Path, how: str) -> None:
+    got = dict(executor.run_unordered(Square(tmp_path, (3,), 2, how), range(6)))
+    assert got[3] == 9
+    assert (tmp_path / "record-3").read_text() == "9\n"
+
+
+def test_task_that_keeps_failing_is_named_with_its_own_words(executor: Any, tmp_path: Path) -> None:
+    with pytest.raises(TaskError, match=r"tile 3: .*OSError.*a lens cap") as caught:
+        list(executor.run_unordered(Square(tmp_path, (3,), 99), range(6)))
+    assert (caught.value.attempt, caught.value.key) == (3, "tile 3")
+
+
+def test_an_error_of_ours_is_an_answer_and_is_not_tried_again(executor: Any, tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match=r"^tile 5,6: broken$"):
+        list(executor.run_unordered(Square(tmp_path, (2,), 99, "ours"), range(6)))
+    assert len(list(tmp_path.glob("try-2-*"))) == 1
+
+
+def test_a_failure_that_is_taken_leaves_the_other_keys_their_results(executor: Any, tmp_path: Path) -> None:
+    task = Square(tmp_path, (2,), 99, "ours")
+    got = dict(executor.run_unordered(task, range(6), on_failure=lambda key, error: -key))
+    assert got == {0: 0, 1: 1, 2: -2, 3: 9, 4: 16, 5: 25}
+
+
+def test_a_killed_actor_is_replaced_and_its_keys_are_done(executor: Any, tmp_path: Path) -> None:
+    before = executor.fleet.counts.restarts
+    got = dict(executor.run_unordered(Square(tmp_path, (2, 5), 1, "kill"), range(9), in_flight=5))
+    assert got == {number: number * number for number in range(9)}
+    assert executor.fleet.counts.restarts - before == 2
+
+
+def test_a_key_that_kills_every_actor_is_set_aside_and_named(executor: Any, tmp_path: Path) -> None:
+    errors = {}
+    task = Square(tmp_path, (4,), 99, "kill")
+    got = dict(executor.run_unordered(task, range(9), on_failure=lambda key, error: errors.setdefault(key, error)))
+    assert {key: value for key, value in got.items() if key != 4} == {n: n * n for n in range(9) if n != 4}
+    assert str(errors[4]).startswith("tile tile 4: its worker was killed or crashed")
+    assert "3 attempts" in str(errors[4])
+    assert len(list(tmp_path.glob("try-4-*"))) == 3
+
+
+def test_executor_works_again_after_a_run_was_left_early(executor: Any, tmp_path: Path) -> None:
+    run = executor.run_unordered(Square(tmp_path), range(50), in_flight=4)
+    next(run)
+    run.close()
+    (tmp_path / "b").mkdir()
+    assert dict(executor.run_unordered(Square(tmp_path / "b"), range(5))) == {n: n * n for n in range(5)}
+
+
+def test_notes_reach_the_driver(executor: Any, tmp_path: Path) -> None:
+    notes: list[tuple[object, int]] = []
+    list(executor.run_unordered(Square(tmp_path), range(6), on_note=lambda *note: notes.append(note)))
+    assert {what for what, _ in notes} == {f"tile {number}" for number in range(6)}
+
+
+def test_an_actor_without_memory_works_on_fewer_keys_at_once(nodes: Any, tmp_path: Path) -> None:
+    with found("ray")(1, device="cpu", lanes=4) as executor:
+        got = dict(executor.run_unordered(Crowd(tmp_path, most=2), range(12), in_flight=12))
+        assert got == {number: number for number in range(12)}
+        assert executor.fleet.counts.shrinks >= 1
+        assert executor.usage()[0]["lanes"] in (1, 2)
+
+
+def test_a_key_that_is_slow_is_done_by_an_idle_actor_too(nodes: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    from ditic_stream.workers import _fleet
+
+    monkeypatch.setattr(_fleet, "SLOW_SECONDS", 1.0)
+    with found("ray")(2, device="cpu") as executor:
+        got = dict(executor.run_unordered(Square(tmp_path, (3,), 1, "sleep"), range(9)))
+    assert got == {number: number * number for number in range(9)}
+    assert executor.fleet.counts.doubled == 1
+
+
+def test_actors_are_pinned_to_a_gpu_each_and_take_no_cpu(nodes: Any) -> None:
+    extra = nodes.add_node(num_cpus=0, num_gpus=2, object_store_memory=80 << 20)
+    try:
+        with found("ray")(device="cuda") as executor:
+            assert executor.workers == 2
+            assert executor.device == "cuda"
+            assert sorted(dict(executor.run_unordered(Which(), range(6), in_flight=6)).values())[0] == "0"
+            usage = executor.usage()
+            assert {one["device"] for one in usage} == {"cuda"}
+        with found("ray")(device="mixed", gpus=0.5) as executor:
+            assert executor.workers == 4 + 6
+    finally:
+        nodes.remove_node(extra)
+
+
+class Which:
+    """Tells which GPU an actor sees."""
+
+    def open(self, note: Any) -> Any:
+        import contextlib
+
+        return contextlib.nullcontext(lambda key: os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [({"workers": 0}, "0 workers"), ({"gpus": 2}, "2 of a GPU"), ({"device": "tpu"}, "device 'tpu'"),
+     ({"device": "cuda"}, "the cluster has no GPU")],
+)  # fmt: skip
+def test_what_no_cluster_can_do_is_refused(nodes: Any, settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        found("ray")(**settings)
+
+
+def test_workers_that_cannot_start_are_an_error_in_time(nodes: Any, tmp_path: Path) -> None:
+    with found("ray")(4, device="cpu"), found("ray")(1, device="cpu", start_seconds=2) as starved:  # noqa: SIM117
+        with pytest.raises(TaskError, match=r"no worker could start within 2 s.*fewer --workers"):
+            list(starved.run_unordered(Square(tmp_path), range(3)))
+
+
+def test_an_answer_is_small_and_an_error_survives_it() -> None:
+    from ditic_stream.workers._actor import Answer
+
+    answer = pickle.loads(pickle.dumps(Answer(kind="failed", what=TaskError("words", key="1,2", attempt=2))))
+    assert (answer.what.key, answer.what.attempt) == ("1,2", 2)
