@@ -105,7 +105,9 @@ def _is_folder(path: Path) -> bool:
     try:
         return path.is_dir()
     except OSError as error:  # a name that is too long
-        raise SourceError(f"{str(path):.200} cannot be looked at: {error.strerror}; name an archive that exists") from error
+        raise SourceError(
+            f"{path!s:.200} cannot be looked at: {error.strerror}; name an archive that exists"
+        ) from error
 
 
 def _far(uri: Uri) -> Store:

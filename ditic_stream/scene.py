@@ -157,8 +157,9 @@ class Scene:
     ) -> Pixels:
         """Samples (samples, rows, columns) of a window, of the whole scene by default, in `dtype`.
 
-        window: pixels of `level`, a Window or rasterio's.  bbox: (xmin, ymin, xmax, ymax) in the scene's coordinates instead, every pixel it
-        touches, clipped to the scene.  level: 0..level_count - 1; each halves the one before (docs/format.md).
+        window: pixels of `level`, a Window or rasterio's.  bbox: (xmin, ymin, xmax, ymax) in the scene's coordinates
+        instead, every pixel it touches, clipped to the scene.  level: 0..level_count - 1; each halves the one before
+        (docs/format.md).
         out_shape: (rows, columns) to resample to, by means over areas of the next finer level.  masked: a MaskedArray
         where nodata, NaN, mask and alpha hide samples.  bands: indexes of samples, all by default.
         Raises WindowError outside the scene, ConfigError for what fits nowhere; MissingTileError, ChecksumError or
