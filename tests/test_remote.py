@@ -215,13 +215,14 @@ def test_threads_that_want_the_same_bytes_ask_for_them_once(server, name):
 
 @pytest.mark.parametrize("name", WAYS)
 def test_closing_ends_reads_from_afar_with_one_sentence_and_leaves_no_thread(server, name):
+    def read_on(far, at):
+        while True:
+            far.read(Window(row=1900 + 10 * at, col=1900, height=10, width=300))
+            (far.archive.store if name.endswith(".ditic") else far.archive.store._file)._blocks.clear()
+
     def read(far, at):
-        window = Window(row=1900 + 10 * at, col=1900, height=10, width=300)
         with pytest.raises(ConfigError, match="is closed; open it again to read"):
-            while True:
-                far.read(window)
-                far._loader._windows.clear()
-                (far.archive.store if name.endswith(".ditic") else far.archive.store._file)._blocks.clear()
+            read_on(far, at)
 
     server.delay = 0.1
     for seconds in (0.05, 0.15, 0.3):
