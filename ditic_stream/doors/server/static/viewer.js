@@ -95,6 +95,10 @@
     const box = viewer.container.getBoundingClientRect();
     slide((event.clientX - box.left) / box.width);
   });
+  at("swipe").addEventListener("wheel", (event) => {  // the line lies over the picture: it is the picture that zooms
+    event.preventDefault();
+    viewer.canvas.dispatchEvent(new WheelEvent("wheel", event));
+  }, { passive: false });
   at("swipe").addEventListener("keydown", (event) => {
     const step = { ArrowLeft: -0.02, ArrowRight: 0.02, Home: -1, End: 1 }[event.key];
     if (step !== undefined) {
