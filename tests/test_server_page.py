@@ -175,7 +175,7 @@ def test_the_page_shows_the_scene_and_all_its_buttons_work(seen: Seen, sample: S
         assert np.abs(both - original)[60:200, : line - 15].mean() < 0.5
         assert np.abs(both - first)[60:200, line + 15 :].mean() < 0.5
     zoom = page.evaluate("ditic.viewer.viewport.getZoom()")
-    page.mouse.move(256, 300)
+    page.mouse.move(240, 300)
     page.mouse.wheel(0, -200)  # with the pointer on the line, too
     seen.until(lambda: page.evaluate("ditic.viewer.viewport.getZoom()") > zoom)
     page.click("#home")
