@@ -144,6 +144,8 @@ def compress(
     began = time.monotonic()
     config, origin, target = GridConfig(tile=tile, overlap=overlap), everywhere(place_of(source)), place_of(archive)
     _check_rate(quality, bpp, size)
+    if model.endswith(".safetensors"):
+        model = str(Path(model).absolute())  # workers on a cluster have another working folder
     family = family_of(model)
     if family.one_rate and not quality is bpp is size is None:
         raise ConfigError(
