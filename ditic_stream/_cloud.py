@@ -85,7 +85,7 @@ class Bucket:
             except FileNotFoundError:
                 return None
             except Exception as error:
-                if start < 0 and self._suffixes and _refuses_suffix(error):
+                if start < 0 and _refuses_suffix(error):  # whether or not another thread has found out meanwhile
                     self._suffixes = False
                     return self.get(name, start, length, etag, most)
                 self._fail(name, error)

@@ -12,6 +12,7 @@ Two reads that want the same tile share one job.  Nothing in a job waits for ano
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -88,6 +89,7 @@ class Loader:
         tile_cells = groups_of(archive.manifest) * (self.grid.config.tile // CELL) ** 2
         self._together = min(max(CELLS_TOGETHER // tile_cells, 1), MAX_TOGETHER)
         self._pool: ThreadPoolExecutor | None = ThreadPoolExecutor(self.threads, thread_name_prefix="ditic-scene")
+        self._process = os.getpid()
         self._loading = threading.Lock()
         self._codec: TileCodec | None = None
         self._windows = SharedWork[TileKey, Pixels](limit=cache_bytes * 3 // 4, size=lambda value: value.nbytes)
@@ -107,6 +109,15 @@ class Loader:
                     raise self._closed()
                 self._codec = codec_of(self.archive.manifest, self._device)
             return self._codec
+
+    def check_process(self) -> None:
+        """ConfigError in a process that was forked since: the threads did not come along, and who waited for them would
+        wait for ever."""
+        if os.getpid() != self._process:
+            raise ConfigError(
+                f"{self.archive.path} was opened before this process was forked; open it in this process, or hand the "
+                "scene over as an argument: it pickles as its name"
+            )
 
     def fetch(self, records: Iterable[TileKey], planes: Iterable[TileKey] = ()) -> None:
         """Bring near what these tiles are stored as, in few rounds of requests: the one place where a read says what it

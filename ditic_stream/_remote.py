@@ -4,6 +4,7 @@ In: a Uri.  Out: a RemoteStore (a Store: the objects of an archive) or a RemoteF
 Knows which bytes are at hand and which to ask for together; knows nothing of shards or directories.
 
     fetch(ranges) --> those not at hand --> coalesced --> one round of requests beside one another --> blocks in memory
+                  \\-> those that another thread has asked for just now: waited for
     get, read_at  --> from a block, else by a request of its own
 
 An object that is rewritten while it is read is found out by its ETag (ChangedError); one that has none, by its size.
@@ -16,14 +17,14 @@ import threading
 from bisect import bisect_right, insort
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 
 from ditic_stream._cloud import Bucket, ChangedError, Piece
 from ditic_stream._files import Range
 from ditic_stream._paths import Uri
 from ditic_stream._store import OBJECT, NamedRange
-from ditic_stream.errors import FormatError, SourceError
+from ditic_stream.errors import ConfigError, FormatError, SourceError
 
 Wanted = tuple[int, int | None]
 """Offset and length; an offset below zero counts from the end, no length means to the end."""
@@ -121,31 +122,82 @@ class _Remote:
         self._near = NEAR
         self._absent: set[str] = set()
         """Objects that were not there when they were asked for: they stay so until the archive is opened again."""
+        self._flights: dict[NamedRange, Future[None]] = {}
+        """Ranges that were asked for and have not come."""
         self._pool: ThreadPoolExecutor | None = None
+        self._closed = False
         self._lock = threading.Lock()
 
     def close(self) -> None:
-        """Let go of what is held; a second call does nothing."""
+        """Let go of what is held; a second call does nothing.  Who waits for a range gets ConfigError."""
         self._blocks.clear()
         with self._lock:
+            self._closed = True
             pool, self._pool = self._pool, None
         if pool is not None:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def bring(self, ranges: Sequence[NamedRange]) -> None:
-        """Ask for ranges beside one another.  Objects that are not there or are too short are left to who reads."""
-        if len(ranges) > 1:
-            with self._lock:
-                if self._pool is None:
-                    self._pool = ThreadPoolExecutor(TOGETHER, thread_name_prefix="ditic-remote")
-                pool = self._pool
-            list(pool.map(self._bring, ranges))
-        elif ranges:
-            self._bring(ranges[0])
+    def bring(self, groups: Iterable[tuple[str, Sequence[Wanted]]]) -> None:
+        """Ask for ranges, given in groups of one object each, that are not at hand, beside one another; wait for those
+        that others have asked for.  Objects that are not there or are too short are left to who reads."""
+        others: list[Future[None]] = []
+        with self._lock:  # a range is at hand, or under way, or this call's to ask for
+            own = dict.fromkeys(self.missing(groups, others))
+            flights = {one: Future[None]() for one in own}
+            if flights and self._closed:
+                raise self._gone()
+            self._flights |= flights
+            if len(flights) > 1 and self._pool is None:
+                self._pool = ThreadPoolExecutor(TOGETHER, thread_name_prefix="ditic-remote")
+            pool = self._pool
+        for one, flight in flights.items():
+            if len(flights) > 1 and pool is not None:
+                self._send(pool, one, flight)
+            else:
+                self._fly(one, flight)
+        for flight in flights.values():
+            flight.result()
+        for flight in others:
+            error = flight.exception()
+            if isinstance(error, Exception):  # and no interrupt, which was another's
+                raise error
 
-    def _bring(self, one: NamedRange) -> None:
-        with suppress(FormatError):  # it ends before; who reads it says so
-            self.ask(*one)
+    def _send(self, pool: ThreadPoolExecutor, one: NamedRange, flight: Future[None]) -> None:
+        try:
+            task = pool.submit(self._fly, one, flight)
+        except RuntimeError:  # closed a moment ago
+            self._land(one, flight, self._gone())
+        else:
+            task.add_done_callback(lambda task: self._land(one, flight, self._gone()) if task.cancelled() else None)
+
+    def _fly(self, one: NamedRange, flight: Future[None]) -> None:
+        try:
+            with suppress(FormatError):  # it ends before; who reads it says so
+                self.ask(*one)
+        except BaseException as error:
+            self._land(one, flight, error)
+        else:
+            self._land(one, flight)
+
+    def _land(self, one: NamedRange, flight: Future[None], error: BaseException | None = None) -> None:
+        with self._lock:
+            self._flights.pop(one, None)
+        if error is None:
+            flight.set_result(None)
+        else:
+            flight.set_exception(error)
+
+    def _gone(self) -> ConfigError:
+        return ConfigError(f"{self.uri} is closed; open it again to read")
+
+    def _under_way(self, name: str, start: int, length: int | None) -> Future[None] | None:
+        """The request of another that brings this range, or one around it."""
+        found = self._flights.get((name, start, length))
+        if found is None and length is not None and start >= 0:
+            for (other, first, count), flight in self._flights.items():
+                if other == name and count is not None and 0 <= first <= start and start + length <= first + count:
+                    return flight
+        return found
 
     def ask(self, name: str, start: int, length: int | None) -> bytes | None:
         """One request; its bytes are kept, unless they are too many.  None when there is no such object.
@@ -171,8 +223,10 @@ class _Remote:
         if (known.size, known.etag) != (piece.size, piece.etag):
             raise ChangedError(f"{self.uri} changed while it was being read; run the same command again")
 
-    def missing(self, groups: Iterable[tuple[str, Sequence[Wanted]]]) -> Iterator[NamedRange]:
-        """What of the ranges, given in groups of one object each, is not at hand: coalesced within each group."""
+    def missing(
+        self, groups: Iterable[tuple[str, Sequence[Wanted]]], others: list[Future[None]]
+    ) -> Iterator[NamedRange]:
+        """What of the ranges is neither at hand nor, then it goes to `others`, under way: coalesced within a group."""
         left: list[tuple[str, list[Range]]] = []
         for name, ranges in groups:
             if name in self._absent:
@@ -180,14 +234,22 @@ class _Remote:
             known, spans = self._known.get(name), list[Range]()
             for start, length in ranges:
                 if known is None and (start < 0 or length is None):
-                    yield name, start, length
+                    flight = self._under_way(name, start, length)
+                    if flight is None:
+                        yield name, start, length
+                    else:
+                        others.append(flight)
                     continue
                 if known is not None:
                     start = max(known.size + start, 0) if start < 0 else start
                     length = known.size - start if length is None else min(length, known.size - start)
                 assert length is not None
                 if length > 0 and self._blocks.find(name, start, length) is None:
-                    spans.append((start, length))
+                    flight = self._under_way(name, start, length)
+                    if flight is None:
+                        spans.append((start, length))
+                    else:
+                        others.append(flight)
             if spans:
                 left.append((name, spans))
         for name, spans in left:
@@ -245,7 +307,7 @@ class RemoteStore(_Remote):
         groups: dict[str, list[Wanted]] = {}
         for name, start, length in ranges:
             groups.setdefault(name, []).append((start, length))
-        self.bring(list(self.missing(groups.items())))
+        self.bring(groups.items())
 
     def names(self) -> Iterator[str]:
         """By one listing where there is one, by asking for each promised object otherwise."""
@@ -296,7 +358,7 @@ class RemoteFile(_Remote):
 
     def fetch(self, *groups: Iterable[Range]) -> None:
         inside = [("", [one for one in group if 0 <= one[0] < self.size]) for group in groups]
-        self.bring(list(self.missing(inside)))
+        self.bring(inside)
 
 
 def exists(uris: Sequence[Uri]) -> list[Uri]:

@@ -7,6 +7,7 @@ Knows which level to take and where borders lie; means and pixels are those of _
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 
 import numpy as np
@@ -25,7 +26,10 @@ def reshaped(
 ) -> tuple[Pixels, NDArray[np.bool_]]:
     """A window of a level as `out_shape` pixels: means over the areas they cover, of the coarsest level that is
     no coarser than they are."""
-    rows, cols = out_shape
+    try:
+        rows, cols = (operator.index(side) for side in out_shape)
+    except (TypeError, ValueError):
+        raise ConfigError(f"out_shape {out_shape!r:.40} is no pair of whole numbers; give (rows, columns)") from None
     if rows < 1 or cols < 1:
         raise ConfigError(f"out_shape {out_shape} is empty; give (rows, columns), 1 or more each")
     ratio = min(window.height / rows, window.width / cols)

@@ -33,6 +33,8 @@ from ditic_stream.manifest import Manifest
 from ditic_stream.tiling import Grid
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ditic_stream._shard import Uint8
 
 __all__ = [
@@ -83,7 +85,7 @@ def open_archive(path: Name) -> Archive:
     store: Store
     if isinstance(place, Uri):
         store = _far(place)
-    elif place.is_dir():
+    elif _is_folder(place):
         store = FolderStore(place)
     elif place.is_file():
         store = ZipStore(place)
@@ -97,6 +99,15 @@ def open_archive(path: Name) -> Archive:
     except BaseException:
         store.close()
         raise
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError as error:  # a name that is too long
+        raise SourceError(
+            f"{path!s:.200} cannot be looked at: {error.strerror}; name an archive that exists"
+        ) from error
 
 
 def _far(uri: Uri) -> Store:

@@ -65,7 +65,7 @@ def region(
             window = Ground.of(opened.manifest, opened.path.name).window_of(bbox, bbox_crs)
         assert window is not None
         image = opened.manifest.image
-        window.within(image.height, image.width)
+        window = Window.of(window).within(image.height, image.width)
     result = decompress(
         archive, target, window=window, workers=workers, device=device, on_error=on_error, format=format,
         overwrite=overwrite,

@@ -5,9 +5,11 @@ Rows grow downwards, columns to the right; order is (row, column) everywhere ins
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
+from typing import Any
 
-from ditic_stream.errors import WindowError
+from ditic_stream.errors import ConfigError, WindowError
 
 CELL = 32
 """Pixels a latent cell covers a side: the factor between the pixel grid and the latent grid."""
@@ -45,11 +47,31 @@ class Window:
     width: int
 
     def __post_init__(self) -> None:
+        for name in ("row", "col", "height", "width"):
+            value = getattr(self, name)
+            if type(value) is not int:  # numpy's integers overflow where a window is reckoned with
+                object.__setattr__(self, name, whole(value, f"{name} of a window", WindowError))
         if self.height < 1 or self.width < 1 or self.row < 0 or self.col < 0:
             raise WindowError(
                 f"window at row {self.row}, column {self.col} of {self.height} x {self.width} px is empty or starts "
                 "before the scene; row and column start at 0, height and width at 1"
             )
+
+    @classmethod
+    def of(cls, window: Any) -> Window:
+        """A Window, or what rasterio calls one where it begins and ends with whole pixels; ConfigError otherwise."""
+        if isinstance(window, Window):
+            return window
+        try:
+            sides = [float(getattr(window, name)) for name in ("row_off", "col_off", "height", "width")]
+            if not all(map(float.is_integer, sides)):
+                raise ValueError
+        except (AttributeError, TypeError, ValueError):
+            raise ConfigError(
+                f"{window!r:.80} is no window of whole pixels; give Window(row=, col=, height=, width=) or rasterio's"
+            ) from None
+        row, col, height, width = map(int, sides)
+        return cls(row=row, col=col, height=height, width=width)
 
     @property
     def row_end(self) -> int:
@@ -118,6 +140,14 @@ class TileKey:
 
     def __str__(self) -> str:
         return f"{self.row},{self.col}"
+
+
+def whole(value: Any, what: str, error: type[ConfigError] = ConfigError) -> int:
+    """An int of any kind of integer; ConfigError, or `error`, that names it for anything else."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise error(f"{what} is {value!r:.40}; give a whole number") from None
 
 
 def cells(pixels: int) -> int:

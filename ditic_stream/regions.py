@@ -81,7 +81,7 @@ def decompress(
     keep_apart(target, place_of(archive))
     with open_archive(archive) as opened:
         manifest, grid = opened.manifest, opened.grid
-        window = grid.scene if window is None else window.within(grid.height, grid.width)
+        window = grid.scene if window is None else Window.of(window).within(grid.height, grid.width)
         check_whole(opened, on_error, window)
         metadata = manifest.source.metadata
         with open_output(
@@ -149,7 +149,8 @@ def strips(
     out.  scratch: the folder for what lies on disk meanwhile.  damage: collects what "fill" filled.
     """
     with open_archive(archive) as opened:
-        window = opened.grid.scene if window is None else window.within(opened.grid.height, opened.grid.width)
+        grid = opened.grid
+        window = grid.scene if window is None else Window.of(window).within(grid.height, grid.width)
         check_whole(opened, on_error, window)
         alpha = Radiometry.from_json(opened.manifest.radiometry).alpha
         found = damage if damage is not None else Damage()

@@ -11,7 +11,7 @@ Knows what users ask for and in which words; which tiles that takes is _levels',
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -29,7 +29,7 @@ from ditic_stream._pyramid import coarser
 from ditic_stream._reshaping import reshaped
 from ditic_stream.archive import Archive, open_archive
 from ditic_stream.errors import ConfigError
-from ditic_stream.geometry import Window
+from ditic_stream.geometry import Window, whole
 from ditic_stream.radiometry import Radiometry
 
 CACHE_BYTES = 2**28
@@ -157,20 +157,23 @@ class Scene:
     ) -> Pixels:
         """Samples (samples, rows, columns) of a window, of the whole scene by default, in `dtype`.
 
-        window: pixels of `level`.  bbox: (xmin, ymin, xmax, ymax) in the scene's coordinates instead, every pixel it
-        touches, clipped to the scene.  level: 0..level_count - 1; each halves the one before (docs/format.md).
+        window: pixels of `level`, a Window or rasterio's.  bbox: (xmin, ymin, xmax, ymax) in the scene's coordinates
+        instead, every pixel it touches, clipped to the scene.  level: 0..level_count - 1; each halves the one before
+        (docs/format.md).
         out_shape: (rows, columns) to resample to, by means over areas of the next finer level.  masked: a MaskedArray
         where nodata, NaN, mask and alpha hide samples.  bands: indexes of samples, all by default.
         Raises WindowError outside the scene, ConfigError for what fits nowhere; MissingTileError, ChecksumError or
         DesyncError for lost and damaged tiles.
         """
-        samples = self._samples(bands)
+        self._loader.check_process()
+        samples, level = self._samples(bands), whole(level, "level")
         height, width = self._levels.shape(level)
         if bbox is not None:
             if window is not None:
                 raise ConfigError("a window and a bbox were given; give one of the two")
             window = coarser(self._ground.window_of(bbox), level)
-        window = Window(row=0, col=0, height=height, width=width) if window is None else window.within(height, width)
+        window = Window(row=0, col=0, height=height, width=width) if window is None else Window.of(window)
+        window.within(height, width)
         if out_shape is not None:
             pixels, sight = reshaped(self._levels, level, window, out_shape, samples)
         else:
@@ -184,8 +187,10 @@ class Scene:
     def valid(self, window: Window | None = None, *, level: int = 0) -> NDArray[np.uint8]:
         """The mask (rows, columns) of a window of the level's pixels, 0 or 255, as rasterio's dataset_mask: a pixel
         counts when some band of it is valid, and neither mask nor alpha hides it.  Decodes no pixels."""
+        self._loader.check_process()
+        level = whole(level, "level")
         height, width = self._levels.shape(level)
-        window = Window(row=0, col=0, height=height, width=width) if window is None else window.within(height, width)
+        window = Window(row=0, col=0, height=height, width=width) if window is None else Window.of(window)
         return self._levels.valid(level, window)
 
     def read_region(self, location: tuple[int, int], level: int, size: tuple[int, int]) -> Pixels:
@@ -194,7 +199,10 @@ class Scene:
         location: (x, y) of the upper left corner in pixels of level 0, whatever the level.  size: (width, height) in
         pixels of `level`.  What lies outside the scene is 0.  ConfigError for a level or a size that cannot be.
         """
-        (x, y), (width, height) = location, size
+        (x, y), (width, height) = location, (whole(side, "a side of a region") for side in size)
+        level = whole(level, "level")
+        if not (math.isfinite(x) and math.isfinite(y)):
+            raise ConfigError(f"a region at {x}, {y}; give numbers of pixels of level 0")
         if width < 0 or height < 0:
             raise ConfigError(f"a region of {width} x {height} pixels; sides are 0 or more")
         rows, cols = self._levels.shape(level)
@@ -261,6 +269,9 @@ class Scene:
         count = self.shape[2]
         if bands is None:
             return list(range(count))
+        if not isinstance(bands, Iterable) or not len(bands):
+            raise ConfigError(f"bands {bands!r:.40}; give a list of indexes, such as [0, 1, 2], or None for all")
+        bands = [whole(band, "a band") for band in bands]
         for band in bands:
             if not -count <= band < count:
                 raise ConfigError(f"band {band} is outside 0..{count - 1}; bands are counted from 0, alpha among them")

@@ -637,6 +637,8 @@ def test_what_is_no_archive_is_a_source_error(tmp_path: Path) -> None:
     (tmp_path / "group" / "zarr.json").write_text('{"zarr_format":3,"node_type":"group","attributes":{}}')
     with pytest.raises(SourceError, match="no file or folder"):
         open_archive(tmp_path / "absent")
+    with pytest.raises(SourceError, match="File name too long"):
+        open_archive("long" * 200)
     with pytest.raises(SourceError, match="not an archive"):
         open_archive(tmp_path / "empty")
     with pytest.raises(FormatError, match="not an archive"):

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rasterio.windows import Window as RasterioWindow
 
-from ditic_stream.errors import WindowError
+from ditic_stream.errors import ConfigError, WindowError
 from ditic_stream.geometry import CELL, TileKey, Window, cells
 
 sides = st.integers(1, 70)
@@ -67,6 +68,22 @@ def test_a_grown_window_stays_inside_the_scene(window: Window, margin: int) -> N
 def test_empty_and_negative_windows_are_refused(bad: dict[str, int]) -> None:
     with pytest.raises(WindowError, match="height and width at 1"):
         Window(**bad)
+
+
+def test_a_window_has_ints_of_python_and_no_halves() -> None:
+    window = Window(row=np.int32(1), col=np.uint8(250), height=np.int64(3), width=np.uint16(9))
+    assert window.col_end == 259 and type(window.col) is int
+    with pytest.raises(WindowError, match=r"row of a window is 1\.5"):
+        Window(row=1.5, col=0, height=1, width=1)  # type: ignore[arg-type]
+
+
+def test_windows_of_rasterio_are_windows_where_pixels_are_whole() -> None:
+    expected = Window(row=20, col=10, height=40, width=30)
+    assert Window.of(expected) is expected
+    assert Window.of(RasterioWindow(10, 20, 30.0, 40)) == expected
+    for bad in (RasterioWindow(10, 20, 30.5, 40), RasterioWindow(float("nan"), 0, 1, 1), (10, 20, 30, 40), None):
+        with pytest.raises(ConfigError, match="no window of whole pixels"):
+            Window.of(bad)
 
 
 def test_a_window_outside_the_scene_is_refused_with_the_bound() -> None:

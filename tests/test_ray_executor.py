@@ -105,7 +105,8 @@ def test_a_key_that_kills_every_actor_is_set_aside_and_named(executor: Any, tmp_
     assert {key: value for key, value in got.items() if key != 4} == {n: n * n for n in range(9) if n != 4}
     assert str(errors[4]).startswith("tile tile 4: its worker was killed or crashed")
     assert "3 attempts" in str(errors[4])
-    assert len(list(tmp_path.glob("try-4-*"))) == 3
+    # An idle actor may take a key over from a slow one just before that dies of it: once more, and not counted twice.
+    assert 3 <= len(list(tmp_path.glob("try-4-*"))) <= 4
 
 
 def test_executor_works_again_after_a_run_was_left_early(executor: Any, tmp_path: Path) -> None:

@@ -11,7 +11,10 @@ import random
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
@@ -33,7 +36,7 @@ from ditic_stream._remote import Blocks, RemoteFile, coalesced
 from ditic_stream._rendering import tiles_read
 from ditic_stream.archive import Archive, open_archive, pack_zip
 from ditic_stream.blend import windows_of
-from ditic_stream.errors import MissingTileError, SourceError
+from ditic_stream.errors import ConfigError, MissingTileError, SourceError
 from ditic_stream.geometry import TileKey
 from ditic_stream.verify import verify
 
@@ -184,6 +187,61 @@ def test_a_server_without_suffix_ranges_is_asked_for_sizes(site, server, name):
     with open_archive(f"{server.url}/{name}") as far, open_archive(site / name) as near:
         bring(far, window)
         assert far.record(TileKey(0, 0)) == near.record(TileKey(0, 0))
+
+
+def test_many_shards_of_a_server_without_suffix_ranges_are_read_at_once(tmp_path, site, server):
+    window = Window(row=1900, col=1900, height=300, width=300)
+    with ditic_stream.open(site / "wide.ditic") as near:
+        want = near.read(window)
+    server.suffixes, server.delay = False, 0.05
+    for _ in range(3):  # the indexes of four shards are asked for beside one another, and all refused
+        with ditic_stream.open(f"{server.url}/wide.ditic") as far:
+            np.testing.assert_array_equal(far.read(window), want)
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_threads_that_want_the_same_bytes_ask_for_them_once(server, name):
+    window = Window(row=1900, col=1900, height=300, width=300)
+    with open_archive(f"{server.url}/{name}") as archive:
+        server.clear()
+        bring(archive, window)
+        alone = len(server.requests)
+    server.delay = 0.1
+    with open_archive(f"{server.url}/{name}") as archive, ThreadPoolExecutor(8) as pool:
+        server.clear()
+        list(pool.map(lambda _: bring(archive, window), range(8)))
+        assert len(server.requests) == alone
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_closing_ends_reads_from_afar_with_one_sentence_and_leaves_no_thread(server, name):
+    def read_on(far, at):
+        while True:
+            far.read(Window(row=1900 + 10 * at, col=1900, height=10, width=300))
+            (far.archive.store if name.endswith(".ditic") else far.archive.store._file)._blocks.clear()
+
+    def read(far, at):
+        with pytest.raises(ConfigError, match="is closed; open it again to read"):
+            read_on(far, at)
+
+    server.delay = 0.1
+    for seconds in (0.05, 0.15, 0.3):
+        far = ditic_stream.open(f"{server.url}/{name}", cache_bytes=0)
+        with ThreadPoolExecutor(6) as pool:
+            reads = [pool.submit(read, far, at) for at in range(6)]
+            time.sleep(seconds)
+            far.close()
+            for one in reads:
+                one.result(30)
+        with pytest.raises(ConfigError, match="is closed"):
+            far.archive.fetch([TileKey(0, 0)])
+    server.delay = 0.0
+    for _ in range(100):
+        left = [one.name for one in threading.enumerate() if one.name.startswith("ditic-")]
+        if not left:
+            break
+        time.sleep(0.05)  # requests under way when it was closed end by themselves
+    assert not left
 
 
 def test_dropped_connections_and_busy_answers_are_tried_again(site, server):

@@ -99,6 +99,21 @@ def lnglat(x: float, y: float) -> tuple[float, float]:
     return lon, lat
 
 
+def test_a_part_in_other_coordinates_has_the_size_it_has_of_the_decoded_file(archive: Path) -> None:
+    with Reader(str(archive)) as reader, RasterioReader(str(decoded(archive))) as expected:
+        west, south, east, north = reader.get_geographic_bounds(reader.tms.rasterio_geographic_crs)
+        box = (0.7 * west + 0.3 * east, 0.8 * south + 0.2 * north, 0.4 * west + 0.6 * east, 0.3 * south + 0.7 * north)
+        ring = [[box[0], box[1]], [box[2], box[1]], [box[2], box[3]], [box[0], box[1]]]
+        shape = {"type": "Polygon", "coordinates": [ring]}
+        for options in ({}, {"max_size": 64}, {"dst_crs": CRS.from_epsg(3857)}, {"buffer": 2.0}):
+            found = reader.part(box, **options), reader.feature(shape, **options)
+            wanted = expected.part(box, **options), expected.feature(shape, **options)
+            for one, other in zip(found, wanted, strict=True):
+                assert one.array.shape == other.array.shape and one.bounds == pytest.approx(other.bounds)
+        found, wanted = reader.part(box), expected.part(box)
+        assert (found.array.filled(0) == wanted.array.filled(0)).mean() > 0.999  # GDAL warps to an eighth of a pixel
+
+
 def test_a_point_is_the_pixel_there(archive: Path) -> None:
     with Reader(str(archive)) as ours, RasterioReader(str(decoded(archive))) as theirs:
         for place in ((500005, 4599995), (506995, 4594005), (502331, 4598001), (503333, 4595555)):

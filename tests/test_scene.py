@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import os
+import select
+import signal
 import sys
 import threading
 import time
@@ -173,6 +176,27 @@ def test_a_closed_scene_says_so_to_those_who_read_and_to_those_who_wait(
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("ditic-scene")]
 
 
+def test_a_process_forked_after_opening_is_told_to_open_for_itself(plain: tuple[Path, np.ndarray, Path]) -> None:
+    with ditic_stream.open(plain[0], threads=1) as scene:
+        expected = scene[:300, :300]
+        reader, writer = os.pipe()
+        child = os.fork()
+        if not child:
+            try:
+                scene[300:400, 300:400]
+            except ConfigError as error:
+                os.write(writer, str(error).encode())
+            finally:
+                os._exit(0)
+        os.close(writer)
+        ready = select.select([reader], [], [], 30)[0]
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        with open(reader, "rb") as words:
+            assert ready and b"open it in this process" in words.read()
+        np.testing.assert_array_equal(scene[:300, :300], expected)
+
+
 def test_networks_on_another_device_go_when_the_last_scene_closes(plain: tuple[Path, np.ndarray, Path]) -> None:
     one, other = (ditic_stream.open(plain[0], device="elsewhere") for _ in range(2))
     one[0, 0], other[0, 0]
@@ -198,9 +222,23 @@ def test_wrong_arguments_say_what_is_wrong(plain: tuple[Path, np.ndarray, Path])
             ({"bands": [3]}, r"band 3 is outside 0\.\.2"),
             ({"out_shape": (0, 5)}, "is empty"),
             ({"window": window, "bbox": (0, 0, 1, 1)}, "give one of the two"),
+            ({"level": 1.0}, r"level is 1\.0; give a whole number"),
+            ({"bands": 1}, "bands 1; give a list"),
+            ({"bands": []}, r"bands \[\]; give a list"),
+            ({"bands": "rgb"}, "a band is 'r'"),
+            ({"out_shape": 5}, "out_shape 5 is no pair"),
+            ({"out_shape": (5, 5, 5)}, "is no pair"),
+            ({"out_shape": (5.5, 5)}, "is no pair"),
+            ({"bbox": (0, 0, 1)}, "is not four numbers"),
+            ({"bbox": (-float("inf"), 0, 1, 1)}, "is not four numbers"),
+            ({"window": (0, 0, 10, 10)}, "no window of whole pixels"),
         ]:
             with pytest.raises(ConfigError, match=words):
                 scene.read(**options)
+        for place, size in (((float("nan"), 0), (1, 1)), ((0, 0), (1.5, 1))):
+            with pytest.raises(ConfigError, match="region"):
+                scene.read_region(place, 0, size)
+        np.testing.assert_array_equal(scene.read(RasterioWindow(0, 0, 10, 10)), scene.read(window))
         with pytest.raises(WindowError, match="44 x 51"):
             scene.read(Window(row=0, col=0, height=45, width=51), level=4)
         with pytest.raises(WindowError, match="none of the scene's"):

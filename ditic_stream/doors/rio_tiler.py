@@ -21,8 +21,8 @@ from rasterio.crs import CRS
 from rasterio.errors import CRSError
 from rasterio.features import bounds as feature_bounds
 from rasterio.io import DatasetReader
-from rasterio.warp import transform_bounds
-from rio_tiler.constants import WEB_MERCATOR_TMS, WGS84_CRS
+from rasterio.warp import calculate_default_transform, transform_bounds
+from rio_tiler.constants import WEB_MERCATOR_CRS, WEB_MERCATOR_TMS, WGS84_CRS
 from rio_tiler.errors import PointOutsideBounds, TileOutsideBounds
 from rio_tiler.expression import parse_expression
 from rio_tiler.io.base import BaseReader
@@ -41,6 +41,8 @@ from ditic_stream.scene import Scene
 Box = tuple[float, float, float, float]
 MAX_PIXELS = 2**26
 """A map tile of 256 pixels at 1/32, whose records are some seconds of work."""
+MERCATOR_ENDS = 85.06
+"""Degrees of latitude beyond which the web map has no sensible resolution."""
 MARGIN = 4
 """Pixels read around what was asked for, for kernels that look around (Lanczos takes three)."""
 
@@ -161,9 +163,11 @@ class Reader(BaseReader):
     ) -> ImageData:
         """What lies in a box, at native resolution unless a size is given.  Options as in rio-tiler."""
         with self._around(bbox, bounds_crs, max_size, height, width, buffer, options) as part:
+            if not height and not width:
+                height, width = self._size(bbox, bounds_crs, dst_crs or bounds_crs, max_size, options)
             found = part.part(
-                bbox, dst_crs=dst_crs, bounds_crs=bounds_crs, max_size=max_size, height=height, width=width,
-                buffer=buffer, **options,
+                bbox, dst_crs=dst_crs, bounds_crs=bounds_crs, max_size=None if height and width else max_size,
+                height=height, width=width, buffer=buffer, **options,
             )  # fmt: skip
         found.assets = [self.scene.uri]
         return found
@@ -204,9 +208,11 @@ class Reader(BaseReader):
         """What lies in a GeoJSON feature; the rest of its box is masked.  Options as in rio-tiler."""
         box = feature_bounds(shape.get("geometry", shape))
         with self._around(box, shape_crs, max_size, height, width, buffer, options) as part:
+            if not height and not width:
+                height, width = self._size(box, shape_crs, dst_crs or shape_crs, max_size, options)
             found = part.feature(
-                shape, dst_crs=dst_crs, shape_crs=shape_crs, max_size=max_size, height=height, width=width,
-                buffer=buffer, **options,
+                shape, dst_crs=dst_crs, shape_crs=shape_crs, max_size=None if height and width else max_size,
+                height=height, width=width, buffer=buffer, **options,
             )  # fmt: skip
         found.assets = [self.scene.uri]
         return found
@@ -234,6 +240,24 @@ class Reader(BaseReader):
         factor = _factor(window, self.max_pixels, None, height, width)
         with self._part(window, factor, options) as part:
             yield part
+
+    def _size(
+        self, box: Box, crs: CRS, dst_crs: CRS, max_size: int | None, options: dict[str, Any]
+    ) -> tuple[int | None, int | None]:
+        """(height, width) of a box at the resolution that the whole scene has in another reference system, which is not
+        quite that of a part of it; None each where rio-tiler finds it by itself."""
+        if dst_crs == self.crs or options.get("align_bounds_with_dataset"):
+            return None, None
+        if dst_crs == WEB_MERCATOR_CRS and self.crs.is_geographic and max(map(abs, self.bounds[1::2])) > MERCATOR_ENDS:
+            return None, None
+        if crs != dst_crs:
+            box = transform_bounds(crs, dst_crs, *box, densify_pts=21)
+        grid, _, _ = calculate_default_transform(self.crs, dst_crs, self.width, self.height, *self.bounds)
+        sides = (box[3] - box[1]) / -grid.e, (box[2] - box[0]) / grid.a
+        if not all(map(math.isfinite, sides)):
+            return None, None
+        height, width = (max(round(side), 1) for side in sides)
+        return output_size(dataset_height=height, dataset_width=width, max_size=max_size)
 
     def _window(self, box: Box, crs: CRS, margin: int) -> Window | None:
         """The pixels that a box touches and `margin` more a side; None where there is none."""
