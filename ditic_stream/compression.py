@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from ditic_stream import __version__
@@ -144,6 +145,8 @@ def compress(
     began = time.monotonic()
     config, origin, target = GridConfig(tile=tile, overlap=overlap), everywhere(place_of(source)), place_of(archive)
     _check_rate(quality, bpp, size)
+    if model.endswith(".safetensors"):
+        model = str(Path(model).absolute())  # workers on a cluster have another working folder
     family = family_of(model)
     if family.one_rate and not quality is bpp is size is None:
         raise ConfigError(

@@ -125,11 +125,18 @@ def test_whole_numbers_may_be_written_with_a_point(tmp_path: Path) -> None:
     assert repr(second.settings) == "{'window': [0, 1, 2, 3]}"
 
 
+def test_a_file_of_weights_counts_from_the_folder_of_the_jobs_too(tmp_path: Path) -> None:
+    models = ("x.safetensors", "small")
+    lines = [{"verb": "compress", "source": f"{model}.tif", "settings": {"model": model}} for model in models]
+    first, second = jobs.read_jobs(write_jobs(tmp_path / "jobs", *lines))
+    assert (first.settings["model"], second.settings["model"]) == (f"{tmp_path}/x.safetensors", "small")
+
+
 def test_journal_and_report_do_not_take_the_place_of_the_jobs(tmp_path: Path) -> None:
     path = write_jobs(tmp_path / "jobs", {"verb": "verify", "source": "a"})
     before = path.read_bytes()
     for names in ({"journal": path}, {"report": path}, {"journal": tmp_path / "x", "report": tmp_path / "x"}):
-        with pytest.raises(ConfigError, match="give each its own name"):
+        with pytest.raises(ConfigError, match="give each its name"):
             batch.run_batch(path, **names)
     assert path.read_bytes() == before
 

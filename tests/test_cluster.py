@@ -21,6 +21,7 @@ from conftest import Command, Sample
 from pictures import landscape, write_scene
 
 import ditic_stream
+from ditic_stream.archive import open_archive
 from ditic_stream.executors import found
 from ditic_stream.workers import batch
 
@@ -95,6 +96,28 @@ def test_a_mixed_fleet_names_every_kind_of_device(nodes: Any, fake: None, tmp_pa
         nodes.remove_node(extra)
     assert result.devices == ("cpu", "cuda")
     assert same(tmp_path / "ray.ditic", archive)
+
+
+def test_a_mixed_fleet_names_one_kind_in_all_archives_of_a_batch(nodes: Any, fake: None, tmp_path: Path) -> None:
+    """So that whoever is free may go on with what another one began."""
+    names = [f"s{number}" for number in range(8)]
+    for name in names:
+        write_scene(tmp_path / f"{name}.tif", landscape(300, 280))
+    path = tmp_path / "jobs.jsonl"
+    path.write_text(
+        "".join(json.dumps({"verb": "compress", "source": f"{name}.tif", "settings": SIZE}) + "\n" for name in names)
+    )
+    extra = nodes.add_node(num_cpus=0, num_gpus=1, object_store_memory=80 << 20)
+    try:
+        with found("ray")(2, device="mixed", initializer=fakes.install_slow) as executor:
+            wait_for(lambda: {one["device"] for one in executor.usage()} == {"cpu", "cuda"})
+            assert batch.run_batch(path, executor=executor, device=executor.device).failed == 0
+            assert all(one["keys"] for one in executor.usage())
+    finally:
+        nodes.remove_node(extra)
+    for name in names:
+        with open_archive(tmp_path / f"{name}.ditic") as archive:
+            assert archive.manifest.numerics["device"] == "cuda"
 
 
 def test_command_does_it_with_a_cluster_that_runs(nodes: Any, sample: Sample, tmp_path: Path, ditic: Command) -> None:

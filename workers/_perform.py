@@ -58,6 +58,9 @@ class RunJob:
     """The task of the workers: a whole job.  overwrite: ids of jobs that a run which was killed may have finished."""
 
     device: str
+    """What the networks run on; a worker on a cluster puts its own here."""
+    named: str
+    """What manifests name: in a fleet of both kinds another worker must be able to go on with an archive."""
     overwrite: frozenset[str] = field(default_factory=frozenset)
     repeatable = False
     """Two workers would be kept apart by the lock of the output: the second could only fail."""
@@ -73,18 +76,21 @@ class RunJob:
                 done = max(ready, done)
 
             note(job.id)
-            executor = Telling(lambda what: note(f"{job.id}, tile {what}"))
-            return perform(job, executor, self.device, progress, overwrite=job.id in self.overwrite)
+            executor = Telling(lambda what: note(f"{job.id}, tile {what}"), self.device)
+            return perform(job, executor, self.named, progress, overwrite=job.id in self.overwrite)
 
         yield run
 
 
 class Telling(SerialExecutor):
-    """A serial executor that tells which tile is being worked on, so that it is named when the worker dies."""
+    """A serial executor that tells which tile is being worked on, so that it is named when the worker dies.
 
-    def __init__(self, tell: Callable[[object], None]) -> None:
+    device: takes the place of the tasks' own.
+    """
+
+    def __init__(self, tell: Callable[[object], None], device: str) -> None:
         super().__init__(attempts=1)
-        self._tell = tell
+        self._tell, self.device = tell, device
 
     def run_in_order(
         self,
@@ -101,6 +107,8 @@ class Telling(SerialExecutor):
             if on_note is not None:
                 on_note(what, units)
 
+        if "device" in getattr(task, "__dataclass_fields__", ()):
+            task = replace(task, device=self.device)  # type: ignore[type-var]
         return super().run_in_order(task, keys, in_flight=in_flight, on_note=note, on_failure=on_failure)
 
     run_unordered = run_in_order
@@ -191,7 +199,7 @@ def _verify(job: Job, executor: Executor, device: str, progress: Progress | None
     if job.settings.get("deep"):
         from ditic_stream.deep import verify_deep
 
-        report = verify_deep(job.source, device=device)
+        report = verify_deep(job.source, device=getattr(executor, "device", device))
     else:
         from ditic_stream.verify import verify
 

@@ -83,7 +83,7 @@ def run_batch(
     report = report or path.with_name(f"{path.name}.report.jsonl")
     journal = journal or path.with_name(f"{path.name}.journal")
     if len({name.resolve() for name in (path, journal, report)}) < 3:
-        raise ConfigError(f"{path}, its journal {journal} and its report {report} are three files; give each its own name")
+        raise ConfigError(f"{path}, its journal {journal} and its report {report} are three files: give each its name")
     with Journal(journal) as book, contextlib.ExitStack() as stack:
         running = executor or stack.enter_context(ProcessExecutor(workers or cores()))
         driver = _Driver(jobs, running, device, book, large, progress, on_outcome)
@@ -208,8 +208,8 @@ class _Driver:
             return failed(blank(job), error)
 
         results = _Ranked(self._executor, max(job.priority for job in todo)).run_unordered(
-            RunJob(device=self._device, overwrite=own), small(), on_note=lambda _, pixels: self._count(pixels),
-            on_failure=give_up,
+            RunJob(device=self._device, named=self._device, overwrite=own), small(),
+            on_note=lambda _, pixels: self._count(pixels), on_failure=give_up,
         )  # fmt: skip
         for job, outcome in results:
             self._judge(job, outcome, again)

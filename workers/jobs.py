@@ -87,6 +87,9 @@ def read_jobs(path: Path) -> list[Job]:
 
 def _job(fields: dict[str, Any], number: int, folder: Path) -> Job:
     source = _placed(fields["source"], folder)
+    settings = {name: _whole(value) for name, value in fields.get("settings", {}).items()}
+    if str(settings.get("model", "")).endswith(".safetensors"):
+        settings["model"] = _placed(settings["model"], folder)
     stem = source.rsplit("/", 1)[-1].removesuffix(".zip").removesuffix(".ditic")
     beside = source[: -len(source.rsplit("/", 1)[-1])]
     default = {
@@ -97,7 +100,7 @@ def _job(fields: dict[str, Any], number: int, folder: Path) -> Job:
         verb=fields["verb"],
         source=source,
         out=_placed(fields["out"], folder) if "out" in fields else default,
-        settings={name: _whole(value) for name, value in fields.get("settings", {}).items()},
+        settings=settings,
         priority=int(fields.get("priority", 0)),
         retries=int(fields.get("retries", 1)),
     )
