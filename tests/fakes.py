@@ -231,3 +231,8 @@ class Sleep:
             time.sleep(60)
 
         yield run
+
+
+def start_slowly() -> None:
+    """Take a few seconds to start: time enough for the node to be lost."""
+    time.sleep(4)

@@ -90,6 +90,50 @@ def test_no_file_no_json_and_no_job_are_each_said(tmp_path: Path) -> None:
         jobs.read_jobs(tmp_path / "jobs")
 
 
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("[" * 100_000, "line 1 is no JSON: .*recursion"),
+        ('{"verb": "verify", "source": "a\\ud800b"}', "line 1 holds half a character"),
+        ('{"verb": "verify", "source": "a\\u0000b"}', "line 1 holds half a character, .* or a zero"),
+        ('{"verb": "verify", "source": "a", "id": "\\udfff"}', "line 1 holds half a character"),
+    ],
+)
+def test_names_that_are_none_and_lines_made_to_harm_are_refused(tmp_path: Path, line: str, words: str) -> None:
+    (tmp_path / "jobs").write_text(f"{line}\n")
+    with pytest.raises(ConfigError, match=words):
+        jobs.read_jobs(tmp_path / "jobs")
+
+
+def test_only_a_newline_ends_a_line(tmp_path: Path) -> None:
+    names = ["a\u2028b.tif", "a\x85b.tif", "a\u000cb.tif"]
+    lines = [json.dumps({"verb": "compress", "source": name}, ensure_ascii=False) for name in names]
+    (tmp_path / "jobs").write_bytes("\r\n".join(lines).encode())
+    path = tmp_path / "jobs"
+    path.write_bytes(path.read_bytes().replace(b"\x0c", b"\\f"))
+    assert [job.source for job in jobs.read_jobs(path)] == [f"{tmp_path}/{name}" for name in names]
+
+
+def test_whole_numbers_may_be_written_with_a_point(tmp_path: Path) -> None:
+    path = tmp_path / "jobs"
+    path.write_text(
+        '{"verb": "compress", "source": "a", "settings": {"quality": 60.0, "bpp": 0.5}, "retries": 2.0}\n'
+        '{"verb": "region", "source": "a", "out": "b", "settings": {"window": [0.0, 1.0, 2, 3e0]}}\n'
+    )
+    first, second = jobs.read_jobs(path)
+    assert repr((first.settings, first.retries)) == "({'quality': 60, 'bpp': 0.5}, 2)"
+    assert repr(second.settings) == "{'window': [0, 1, 2, 3]}"
+
+
+def test_journal_and_report_do_not_take_the_place_of_the_jobs(tmp_path: Path) -> None:
+    path = write_jobs(tmp_path / "jobs", {"verb": "verify", "source": "a"})
+    before = path.read_bytes()
+    for names in ({"journal": path}, {"report": path}, {"journal": tmp_path / "x", "report": tmp_path / "x"}):
+        with pytest.raises(ConfigError, match="give each its own name"):
+            batch.run_batch(path, **names)
+    assert path.read_bytes() == before
+
+
 def test_schema_knows_the_settings_of_the_verbs() -> None:
     """What the schema lets through, the functions take."""
     import inspect

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import Crowd, Square
+from clusters import wait_for
+from fakes import Crowd, Square, start_slowly
 
 from ditic_stream.errors import ConfigError, FormatError, TaskError
 from ditic_stream.executors import found
@@ -100,7 +105,8 @@ def test_a_key_that_kills_every_actor_is_set_aside_and_named(executor: Any, tmp_
     assert {key: value for key, value in got.items() if key != 4} == {n: n * n for n in range(9) if n != 4}
     assert str(errors[4]).startswith("tile tile 4: its worker was killed or crashed")
     assert "3 attempts" in str(errors[4])
-    assert len(list(tmp_path.glob("try-4-*"))) == 3
+    # An idle actor may take a key over from a slow one just before that dies of it: once more, and not counted twice.
+    assert 3 <= len(list(tmp_path.glob("try-4-*"))) <= 4
 
 
 def test_executor_works_again_after_a_run_was_left_early(executor: Any, tmp_path: Path) -> None:
@@ -135,6 +141,60 @@ def test_a_key_that_is_slow_is_done_by_an_idle_actor_too(nodes: Any, tmp_path: P
     assert executor.fleet.counts.doubled == 1
 
 
+def test_an_actor_that_is_stopped_is_ended_and_its_keys_are_done(nodes: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    from ditic_stream.workers import _fleet
+
+    monkeypatch.setattr(_fleet, "SILENT_SECONDS", 2.0)
+    with found("ray")(2, device="cpu") as executor:
+        stopped: list[int] = []
+
+        def stop(*note: object) -> None:
+            if not stopped:
+                stopped.append(executor.usage()[0]["pid"])
+                os.kill(stopped[0], signal.SIGSTOP)
+
+        got = {}
+        for key, value in executor.run_unordered(Square(tmp_path), range(40), in_flight=6, on_note=stop):
+            got[key] = value
+            time.sleep(0.02)
+        assert got == {number: number * number for number in range(40)}
+        assert executor.fleet.counts.restarts == 1
+    wait_for(lambda: not Path(f"/proc/{stopped[0]}").exists())
+
+
+@pytest.mark.slow
+def test_a_node_that_is_lost_while_its_actors_start_ends_nothing(nodes: Any, tmp_path: Path) -> None:
+    extra = nodes.add_node(num_cpus=6, object_store_memory=80 << 20)
+    with found("ray")(12, device="cpu", initializer=start_slowly) as executor:
+        time.sleep(3)
+        nodes.remove_node(extra, allow_graceful=False)
+        assert len(dict(executor.run_unordered(Square(tmp_path), range(40)))) == 40
+        wait_for(lambda: executor.fleet.counts.nodes_lost >= 5)
+        assert len(dict(executor.run_unordered(Square(tmp_path), range(40)))) == 40
+        assert len(executor.fleet.members) == 12
+
+
+def test_a_key_that_ends_workers_for_memory_is_given_up_and_the_workers_come_back(
+    nodes: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """What Ray's memory monitor says is put in the place of what it says of a killed process."""
+    from ray.exceptions import OutOfMemoryError
+
+    from ditic_stream.workers import _fleet
+
+    monkeypatch.setattr(_fleet, "STARVED", 2)
+    bury = _fleet.Fleet._bury
+    monkeypatch.setattr(_fleet.Fleet, "_bury", lambda self, member, _: bury(self, member, OutOfMemoryError("memory")))
+    with found("ray")(4, device="cpu") as executor:
+        task = Square(tmp_path, (4,), 99, "kill")
+        errors = {}
+        got = dict(executor.run_unordered(task, range(9), on_failure=lambda key, error: errors.setdefault(key, error)))
+        assert {key: value for key, value in got.items() if key != 4} == {n: n * n for n in range(9) if n != 4}
+        assert "ran out of memory" in str(errors[4])
+        assert executor.fleet.counts.restarts == 2 + 3
+        wait_for(lambda: len(executor.usage()) == 4)
+
+
 def test_actors_are_pinned_to_a_gpu_each_and_take_no_cpu(nodes: Any) -> None:
     extra = nodes.add_node(num_cpus=0, num_gpus=2, object_store_memory=80 << 20)
     try:
@@ -167,6 +227,19 @@ class Which:
 def test_what_no_cluster_can_do_is_refused(nodes: Any, settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         found("ray")(**settings)
+
+
+def test_an_address_that_is_none_is_an_error_in_time(tmp_path: Path) -> None:
+    """In a process of its own: this one is connected."""
+    program = (
+        "import sys, os; from ditic_stream.executors import found; from ditic_stream.errors import TaskError\n"
+        "for address in ('127.0.0.1:1', '127.0.0.1:99999999', 'localhost:x'):\n"
+        "    os.environ['RAY_ADDRESS'] = address\n"
+        "    try: found('ray')(1, address='')\n"
+        "    except TaskError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.count("no Ray cluster at ") == 3
 
 
 def test_workers_that_cannot_start_are_an_error_in_time(nodes: Any, tmp_path: Path) -> None:

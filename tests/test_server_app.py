@@ -173,6 +173,18 @@ def test_map_tiles_come_in_three_formats(client: TestClient, form: str, media: s
         assert imagecodecs.imread(twice.content).shape[:2] == (512, 512)
 
 
+def test_map_tiles_show_the_bands_and_ranges_their_tilejson_was_asked_for(client: TestClient) -> None:
+    asked = "bands=3,2,1&rescale=0,99&rescale=0,200&rescale=50,255"
+    (address,) = client.get(f"/scene/tilejson.json?format=png&{asked}").json()["tiles"]
+    facts = client.get("/scene/tilejson.json").json()
+    z = facts["minzoom"]
+    x = int((facts["center"][0] + 180) / 360 * 2**z)
+    y = int((1 - np.arcsinh(np.tan(np.radians(facts["center"][1]))) / np.pi) / 2 * 2**z)
+    found = client.get(address.format(z=z, x=x, y=y))
+    assert (png(found) == png(client.get(f"/scene/tiles/{z}/{x}/{y}.png?{asked}"))).all()
+    assert (png(found) != png(client.get(f"/scene/tiles/{z}/{x}/{y}.png"))).any()
+
+
 def test_a_scene_that_lies_nowhere_has_no_map_tiles(client: TestClient) -> None:
     for address in ("/deep/tilejson.json", "/deep/tiles/0/0/0.png"):
         answer = client.get(address)
@@ -301,7 +313,9 @@ def test_names_are_never_paths(sample: Sample, tmp_path: Path) -> None:
         ("/scene/iiif/900,0,1,1/max/0/default.png", 400), ("/scene/image_files/99/0_0.png", 404),
         ("/scene/image_files/10/9_9.png", 404), ("/scene/image_files/10/0_0.gif", 400),
         ("/scene/image_files/x/0_0.png", 404), ("/scene/tiles/99/0/0.png", 400), ("/scene/tiles/3/8/0.png", 400),
-        ("/scene/tiles/0/0/0", 404), ("/scene/nothing", 404), ("/nothing/info", 404), ("/nothing/", 404),
+        ("/scene/tiles/0/0/0", 404), (f"/scene/tiles/0/0/{'9' * 5000}.png", 404),
+        ("/scene/tilejson.json?bands=9", 400), ("/scene/tilejson.json?rescale=1,0", 400),
+        ("/scene/tilejson.json?format=exe", 400), ("/scene/nothing", 404), ("/nothing/info", 404), ("/nothing/", 404),
         ("/scene/region?window=" + "9" * 400, 400),
     ],
 )  # fmt: skip
@@ -343,6 +357,45 @@ def test_damage_is_told_by_its_tile_and_not_by_its_place(sample: Sample, tmp_pat
             assert client.get("/hurt/region?window=0,0,50,50").status_code == 200
             rates = client.get("/hurt/rates").json()["bytes"]
             assert rates[0] == -1 and max(rates) > 0
+
+
+def test_only_what_stays_the_same_may_be_kept_for_good(sample: Sample) -> None:
+    """A source may be another by the next start, and a filled tile whole: their versions differ from start to start."""
+    found = []
+    for _ in range(2):
+        with Catalog() as catalog:
+            catalog.add(sample.archive, source=sample.scene)
+            catalog.add(sample.archive, on_error="fill")
+            with TestClient(make_app(catalog, Settings(threads=1))) as client:
+                facts = client.get("/scene/info").json()
+                while facts["original"]["done"] < 1:
+                    facts = client.get("/scene/info").json()
+                address = "/scene/original_files/8/0_0.png?v="
+                assert "immutable" in client.get(address + facts["original"]["version"]).headers["cache-control"]
+                assert "immutable" not in client.get(address + facts["version"]).headers["cache-control"]
+                filled = client.get("/scene-2/info").json()["version"]
+                found.append((facts["version"], facts["original"]["version"], filled))
+    (same, *first), (again, *second) = found
+    assert same == again and not set(first) & set(second)
+
+
+def test_an_original_that_cannot_be_read_to_its_end_is_told_and_not_waited_for(sample: Sample, tmp_path: Path) -> None:
+    pixels = tifffile.imread(sample.scene)
+    source = tmp_path / "scene.tif"
+    tifffile.imwrite(source, pixels, photometric="rgb", compression="zlib", rowsperstrip=16)
+    whole = bytearray(source.read_bytes())
+    middle = len(whole) // 2
+    whole[middle : middle + 40000] = bytes(40000)
+    source.write_bytes(whole)
+    with Catalog() as catalog:
+        original = catalog.add(sample.archive, source=source).original
+        assert original is not None
+        original.prepare()
+        with TestClient(make_app(catalog, Settings(threads=1))) as client:
+            assert client.get("/scene/info").json()["original"]["failed"] is True
+            answer = client.get("/scene/original_files/8/0_0.png")
+            assert answer.status_code == 404 and "scene.tif cannot be read" in answer.json()["message"]
+            assert client.get("/scene/image_files/8/0_0.png").status_code == 200
 
 
 def test_a_source_is_at_hand_when_its_name_and_size_fit(sample: Sample, deep: Path, tmp_path: Path) -> None:

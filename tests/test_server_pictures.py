@@ -112,6 +112,19 @@ def test_strips_join_without_a_seam(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(levels.asked) > 10
 
 
+def test_strips_are_bounded_by_the_picture_too() -> None:
+    levels = InMemory(colours(8, 8))
+    calls = []
+    Picture(levels, stretch_of(levels)).render((0, 0, 8, 8), 2048, 2048, lambda: calls.append(1))
+    assert len(calls) >= 4
+
+
+def test_ranges_that_no_float32_holds_do_no_harm() -> None:
+    levels = InMemory(colours(8, 8).astype(np.uint16))
+    for ends in [(-1e308, 1e308), (0.0, 1e-320), (0.0, 1e300)]:
+        assert Picture(levels, stretch_of(levels, None, (ends,))).render((0, 0, 8, 8), 8, 8).shape == (8, 8, 4)
+
+
 def test_checks_between_strips_can_stop_a_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ditic_stream.doors.server.display.STRIP_AREA", 2000)
     levels = InMemory(colours(400, 300))

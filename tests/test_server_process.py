@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -66,6 +67,15 @@ def test_view_opens_on_the_page_and_finds_the_source(sample: Sample) -> None:
         assert "access-control-allow-origin" not in closed.headers
         process.send_signal(signal.SIGINT)
         assert "original: " in process.communicate(timeout=90)[1]
+
+
+def test_view_shows_the_archive_alone_when_what_lies_beside_it_is_no_scene(sample: Sample, tmp_path: Path) -> None:
+    shutil.copytree(sample.archive, tmp_path / "scene.ditic")
+    (tmp_path / "scene.tif").write_bytes(bytes(sample.scene.stat().st_size))
+    with running("view", tmp_path / "scene.ditic", "--no-browser", "--threads", "1") as (process, said):
+        assert httpx.get(f"{said['url']}info", timeout=120).json()["original"] is None
+        process.send_signal(signal.SIGINT)
+        assert "is not shown beside it" in process.communicate(timeout=90)[1]
 
 
 def test_a_body_does_not_wait_until_its_head_is_confirmed() -> None:

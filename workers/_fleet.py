@@ -27,7 +27,7 @@ from itertools import count
 from typing import Any
 
 import ray
-from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorError, RayError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, OutOfMemoryError, RayActorError, RayError
 
 from ditic_stream._tasks import WORDS, name_of
 from ditic_stream.errors import OUT_OF_MEMORY, DiticError, TaskError
@@ -44,6 +44,10 @@ LOSSES = 20
 """Times a key may be lost with its node before it is given up."""
 FAILED_STARTS = 5
 """Workers that may die one after the other before any of them was ready."""
+SILENT_SECONDS = 120.0
+"""A worker that does not even say what it is at, for so long, is taken for dead and ended."""
+STARVED = 5
+"""Times a key may end its worker for memory, each time with one worker less, before it is taken for the cause."""
 
 
 @dataclass(slots=True, eq=False)
@@ -71,6 +75,7 @@ class Job:
     key: Any
     attempt: int = 1
     losses: int = 0
+    starved: int = 0
     careful: bool = False
     told: int = 0
     """Units that the run's inbox has heard of."""
@@ -91,7 +96,8 @@ class Member:
     place: Place | None = None
     jobs: dict[Job, float] = field(default_factory=dict)
     """In the order they were sent, and when."""
-    asked: bool = False
+    asked: float | None = None
+    """Since when it has not said what it is at."""
     busy: float = 0.0
     done: int = 0
     memory: int = 0
@@ -131,7 +137,7 @@ class Fleet:
         self._names = count()
         self._board: Any = None
         self._failed_starts = 0
-        self._retired: list[tuple[str, float, float]] = []  # of members that are gone: device, busy, alive seconds
+        self._withheld: list[Member] = []  # for whom memory did not suffice
         self._polled = self._slow_seen = 0.0
         self._meters = Meters("driver")
         for device, options in plan:
@@ -214,9 +220,12 @@ class Fleet:
             return
         self._polled = now
         for member in self.members:
-            if member.jobs and not member.asked and member.place is not None:
-                member.asked = True
+            if member.jobs and member.asked is None and member.place is not None:
+                member.asked = now
                 self._watch(member.handle.state.options(concurrency_group="watch").remote(), "state", member)
+        for member in [one for one in self.members if one.asked is not None and now - one.asked > SILENT_SECONDS]:
+            self._kill(member, wait=True)  # a process that was stopped holds its locks until it is gone
+            self._bury(member, TimeoutError(f"did not answer for {SILENT_SECONDS:.0f} s, and was ended"))
         if any(run.jobs for run in self._runs) and not any(member.place for member in self.members):
             if now - self._alone_since > self._start_seconds:
                 free = {name: what for name, what in ray.available_resources().items() if name in ("CPU", "GPU")}
@@ -248,12 +257,13 @@ class Fleet:
         if error is None:
             member.place, member.began, self._failed_starts = future.result(), time.monotonic(), 0
             return
-        self._failed_starts += 1
-        if self._failed_starts >= FAILED_STARTS:
-            self._give_up(TaskError(f"workers die before they are ready: {_words(error)}"))
-            self.members.remove(member)
-        else:
+        self._failed_starts += self._node_lives(member, error)
+        if self._failed_starts < FAILED_STARTS:
             self._bury(member, error)
+            return
+        self.members.remove(member)
+        if not any(one.place for one in self.members):
+            self._give_up(TaskError(f"workers die before they are ready: {_words(error)}"))
 
     def _submitted(self, job: Job) -> None:
         if job.run in self._runs:
@@ -384,7 +394,7 @@ class Fleet:
                 job.run.waiting.appendleft(job)
 
     def _state(self, member: Member, future: Any) -> None:
-        member.asked = False
+        member.asked = None
         if future.exception() is None:
             at = future.result()
             for job in member.jobs:
@@ -408,6 +418,9 @@ class Fleet:
         lost = not self._node_lives(member, error)
         no_memory = isinstance(error, OutOfMemoryError) or "OutOfMemory" in str(error)
         self.counts.nodes_lost += lost
+        fewer = no_memory and member.lanes == 1 and bool(self.members)
+        if fewer:
+            self._withheld.append(member)  # one worker less on this cluster: the others need its memory
         for job in list(member.jobs):
             if member in job.holders:
                 job.holders.remove(member)
@@ -419,7 +432,10 @@ class Fleet:
                     self._finish(job, "failed", self._named(job, f"its node was lost {job.losses} times"))
                 else:
                     self._again(job, member)
-            elif job not in at_work or (no_memory and (member.lanes > 1 or self.members)):
+            elif job not in at_work or (no_memory and member.lanes > 1):
+                self._again(job, member)
+            elif no_memory and self.members and job.starved < STARVED:
+                job.starved += 1
                 self._again(job, member)
             elif len(at_work) > 1:
                 job.careful = True  # one of several: alone, the next death tells which
@@ -428,8 +444,8 @@ class Fleet:
                 self._charge(job, self._named(job, f"its worker {_words(error)}"))
         if no_memory:
             self.counts.shrinks += 1
-            if member.lanes == 1 and self.members:
-                return  # one worker less on this cluster: the others need its memory
+            if fewer:
+                return
             self._replace(member, lanes=max(member.lanes // 2, 1))
         else:
             self._replace(member)
@@ -467,6 +483,9 @@ class Fleet:
 
     def _finish(self, job: Job, kind: str, what: Any) -> None:
         job.run.jobs.pop(job.index, None)
+        if kind == "failed" and job.starved:  # it was the cause
+            while self._withheld:
+                self._replace(self._withheld.pop())
         job.run.inbox.put((kind, job, what))
 
     def _give_up(self, error: TaskError) -> None:
@@ -486,7 +505,8 @@ class Fleet:
             if wait:
                 with contextlib.suppress(RayError):
                     for _ in range(100):  # a call to an actor that is gone raises; one that lives may still write
-                        ray.get(member.handle.state.options(concurrency_group="watch").remote(), timeout=1)
+                        with contextlib.suppress(GetTimeoutError):
+                            ray.get(member.handle.state.options(concurrency_group="watch").remote(), timeout=1)
                         time.sleep(0.05)
 
 

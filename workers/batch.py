@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ditic_stream.errors import DiticError, TaskError
+from ditic_stream.errors import ConfigError, DiticError, TaskError
 from ditic_stream.executors import Executor, ProcessExecutor, Shared, cores
 from ditic_stream.workers._perform import PASSING, Outcome, RunJob, blank, failed, is_there, perform, pixels_of
 from ditic_stream.workers.jobs import Job, read_jobs, waves
@@ -81,7 +81,10 @@ def run_batch(
     jobs = read_jobs(path)
     order = waves(jobs)
     report = report or path.with_name(f"{path.name}.report.jsonl")
-    with Journal(journal or path.with_name(f"{path.name}.journal")) as book, contextlib.ExitStack() as stack:
+    journal = journal or path.with_name(f"{path.name}.journal")
+    if len({name.resolve() for name in (path, journal, report)}) < 3:
+        raise ConfigError(f"{path}, its journal {journal} and its report {report} are three files; give each its own name")
+    with Journal(journal) as book, contextlib.ExitStack() as stack:
         running = executor or stack.enter_context(ProcessExecutor(workers or cores()))
         driver = _Driver(jobs, running, device, book, large, progress, on_outcome)
         for wave in order:

@@ -52,7 +52,7 @@ def read_jobs(path: Path) -> list[Job]:
 
     check = jsonschema.Draft202012Validator(schemas.load(SCHEMA))
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # other ends of lines may be part of a name
     except (OSError, UnicodeDecodeError) as error:
         raise SourceError(f"{path} cannot be read: {error}") from error
     jobs: list[Job] = []
@@ -64,8 +64,10 @@ def read_jobs(path: Path) -> list[Job]:
         place = f"{path.name} line {number}"
         try:
             fields = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"{place} is no JSON: {error}") from error
+        if not _is_text(fields):
+            raise ConfigError(f"{place} holds half a character, such as \\ud800, or a zero; write names as they are")
         fault = next(iter(check.iter_errors(fields)), None)
         if fault is not None:
             raise ConfigError(f"{place}: {fault.json_path} {fault.message:.300}; see schemas/{SCHEMA}.json")
@@ -95,10 +97,26 @@ def _job(fields: dict[str, Any], number: int, folder: Path) -> Job:
         verb=fields["verb"],
         source=source,
         out=_placed(fields["out"], folder) if "out" in fields else default,
-        settings=fields.get("settings", {}),
-        priority=fields.get("priority", 0),
-        retries=fields.get("retries", 1),
+        settings={name: _whole(value) for name, value in fields.get("settings", {}).items()},
+        priority=int(fields.get("priority", 0)),
+        retries=int(fields.get("retries", 1)),
     )
+
+
+def _whole(value: Any) -> Any:
+    """60.0 is an integer in JSON's schemas, and must be one for whoever takes it."""
+    if isinstance(value, list):
+        return [_whole(part) for part in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _is_text(fields: object) -> bool:
+    """False when a string in it can neither be printed nor be the name of a file."""
+    if isinstance(fields, dict):
+        return all(_is_text(part) for pair in fields.items() for part in pair)
+    if isinstance(fields, list):
+        return all(_is_text(part) for part in fields)
+    return not isinstance(fields, str) or not any(at == "\0" or "\ud800" <= at <= "\udfff" for at in fields)
 
 
 def _placed(name: str, folder: Path) -> str:

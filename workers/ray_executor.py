@@ -190,16 +190,17 @@ def _connect(address: str | None) -> bool:
     if ray.is_initialized():
         return False
     options: dict[str, Any] = {"log_to_driver": bool(os.environ.get("DITIC_DEBUG")), "logging_level": logging.ERROR}
+    address = address or os.environ.get("RAY_ADDRESS") or None
     host, _, port = (address or "").rpartition(":")
     try:
         if host and port.isdigit() and "://" not in host:
             # Ray itself tries for minutes.
             socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
-        if address is None and "RAY_ADDRESS" not in os.environ:
+        if address is None:
             ray.init(address="local", include_dashboard=False, object_store_memory=STORE_BYTES, **options)
         else:
-            ray.init(address=address or os.environ["RAY_ADDRESS"], **options)
-    except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+            ray.init(address=address, **options)
+    except (ConnectionError, OSError, OverflowError, RuntimeError, ValueError) as error:
         words = " ".join(str(error).split())[:300]
         raise TaskError(
             f"no Ray cluster at {address or 'this machine'}: {words}; start one, or name another"

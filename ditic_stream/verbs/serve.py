@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 from typing import Annotated, Any
 
 import typer
 
 from ditic_stream import console
-from ditic_stream.errors import ConfigError
+from ditic_stream.errors import ConfigError, DiticError
 from ditic_stream.verbs.options import Archive, Device, Json, OnError, Quiet, byte_count
 
 Threads = Annotated[
@@ -115,18 +116,20 @@ def _run(
     total, threads = byte_count(cache, "--cache") or 0, threads or cores()
     with console.interruptible("nothing was changed"), Catalog() as catalog:
         for archive, source in archives:
-            if look and source is None:
-                source = source_at_hand(archive)
-                if source is not None:
-                    console.note(f"original: {source}", quiet=quiet)
-            catalog.add(
-                archive,
-                source=source,
-                device=device,
-                on_error=on_error,
-                cache_bytes=total * 3 // 4 // len(archives),
+            add = partial(
+                catalog.add, archive, device=device, on_error=on_error, cache_bytes=total * 3 // 4 // len(archives),
                 threads=max(threads // len(archives), 1),
-            )
+            )  # fmt: skip
+            found = source_at_hand(archive) if look and source is None else None
+            if found is None:
+                add(source=source)
+                continue
+            try:
+                add(source=found)
+                console.note(f"original: {found}", quiet=quiet)
+            except DiticError as error:  # nobody asked for it: the archive can be seen without
+                add()
+                console.note(f"{found} is not shown beside it: {error.message}", quiet=quiet)
 
         def ready(address: str) -> None:
             places = {one.name: f"{address}{one.name}/" for one in catalog}

@@ -20,6 +20,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from urllib.parse import urlencode
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -143,13 +144,22 @@ class Server:
     async def tilejson(self, request: Request) -> Response:
         served = self._served(request)
         form = checked_format(request.query_params.get("format", "webp"))
-        places = await self._run(request, (served.name, "places"), lambda ticket: self._place(served))
-        address = f"{base(request)}/{served.name}/tiles/{{z}}/{{x}}/{{y}}.{form}?v={served.version}"
+        show = shown(request)
+
+        def place(ticket: Ticket) -> Places:
+            served.stretch(*show)  # says so when there are no such bands
+            return self._place(served)
+
+        places = await self._run(request, (served.name, "places", show), place)
+        chosen = [("bands", request.query_params["bands"])] if show[0] else []
+        chosen += [("rescale", text) for text in request.query_params.getlist("rescale")]
+        query = urlencode([("v", served.version), *chosen], safe=",")
+        address = f"{base(request)}/{served.name}/tiles/{{z}}/{{x}}/{{y}}.{form}?{query}"
         return JSONResponse(places.tilejson(served.name, address), headers={"Cache-Control": "no-cache"})
 
     async def tile(self, request: Request) -> Response:
         served = self._served(request)
-        last = re.fullmatch(r"([0-9]+)(@2x)?\.([A-Za-z]+)", request.path_params["y"])
+        last = re.fullmatch(r"([0-9]{1,9})(@2x)?\.([A-Za-z]+)", request.path_params["y"])
         if last is None:
             raise NotServedError("map tiles are named z/x/y.png, .jpg or .webp")
         z, x, y = number(request.path_params["z"], "z"), number(request.path_params["x"], "x"), int(last[1])
@@ -175,6 +185,8 @@ class Server:
         served = self._served(request)
         if original and served.original is None:
             raise NotServedError(f"the source of {served.name} is not at hand")
+        if original and served.original is not None and served.original.error is not None:
+            raise NotServedError(f"{served.original.name} cannot be read; the log of the server says why")
         if original and served.original is not None and served.original.done < 1:
             raise Busy(f"the overview of its source is being made: {served.original.done:.0%}", seconds=2)
         place = re.fullmatch(r"([0-9]{1,9})_([0-9]{1,9})\.([A-Za-z]+)", request.path_params["tile"])
@@ -191,7 +203,8 @@ class Server:
         def make(ticket: Ticket) -> Rgba:
             return served.picture(served.stretch(*show), original=original).tile(window, down)
 
-        return await self._picture(request, served, ("dzi", level, col, row, show, original), form, make)
+        key = ("dzi", level, col, row, show, original)
+        return await self._picture(request, served, key, form, make, original=original)
 
     # --- IIIF
 
@@ -220,8 +233,8 @@ class Server:
         def make(ticket: Ticket) -> Rgba:
             return iiif.finished(served.picture().render(box, asked.width, asked.height, ticket.check), asked)
 
-        answer = await self._picture(request, served, ("iiif", asked), asked.form, make)
         canonical = f"{base(request)}/{served.name}/iiif/{asked.canonical(width, height)}"
+        answer = await self._picture(request, served, ("iiif", asked), asked.form, make)
         answer.headers["Link"] = f'<{canonical}>;rel="canonical", <{iiif.PROFILE}>;rel="profile"'
         answer.headers.update(self._iiif_headers())
         return answer
@@ -250,12 +263,20 @@ class Server:
         return places
 
     async def _picture(
-        self, request: Request, served: Served, key: tuple[Hashable, ...], form: str, make: Callable[[Ticket], Rgba]
+        self,
+        request: Request,
+        served: Served,
+        key: tuple[Hashable, ...],
+        form: str,
+        make: Callable[[Ticket], Rgba],
+        *,
+        original: bool = False,
     ) -> Response:
         """A picture: not at all when the client has it, kept from before, or made in a thread when its turn comes."""
-        key = (served.name, served.version, form, *key)
+        version = served.version_of(original=original)
+        key = (served.name, version, form, *key)
         tag = etag(*key)
-        fresh = request.query_params.get("v") == served.version
+        fresh = request.query_params.get("v") == version
         age = f"max-age={IMMUTABLE}, immutable" if fresh else f"max-age={self.settings.max_age}"
         headers = {"ETag": tag, "Cache-Control": f"public, {age}"}
         if matches(request, tag):

@@ -27,7 +27,7 @@ Box = tuple[float, float, float, float]
 MAX_SIDE, MAX_AREA = 4096, 2**22
 """Largest picture made at once, pixels: a side, and all."""
 STRIP_AREA = 2**20
-"""Pixels of a level read at once, about."""
+"""Pixels of a level read at once, about, and of the picture made."""
 STRETCH_SIDE = 64
 """The stretch is taken from the coarsest level with a side of at least this."""
 LOW, HIGH = 2.0, 98.0
@@ -84,7 +84,8 @@ class Stretch:
     def _one(self, band: npt.NDArray[Any], low: float, high: float) -> npt.NDArray[np.uint8]:
         if band.dtype == np.uint8 and (low, high) == (0, 255):
             return band
-        units = (band.astype(np.float32) - np.float32(low)) * np.float32(255 / ((high - low) or 1.0))
+        with np.errstate(all="ignore"):  # ranges may be asked for that no float32 holds
+            units = (band.astype(np.float32) - np.float32(low)) * np.float32(255 / ((high - low) or 1.0))
         result: npt.NDArray[np.uint8] = np.nan_to_num(np.clip(units, 0, 255), nan=0.0).round().astype(np.uint8)
         return result
 
@@ -115,7 +116,8 @@ class Picture:
         rows = np.linspace(top * scale, bottom * scale, height + 1)
         first = math.floor(cols[0])
         last = min(math.ceil(cols[-1]), self.levels.level_dimensions[level][0])
-        step = max(int(STRIP_AREA / max(last - first, 1) * height / max(rows[-1] - rows[0], 1e-9)), 1)
+        read = STRIP_AREA / max(last - first, 1) * height / max(rows[-1] - rows[0], 1e-9)
+        step = max(min(int(read), STRIP_AREA // width), 1)
         out = np.empty((height, width, 4), np.uint8)
         for row in range(0, height, step):
             check()

@@ -8,6 +8,8 @@ others come from an overview that `prepare` makes once, in strips: of a gigapixe
 
 from __future__ import annotations
 
+import logging
+import secrets
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -27,6 +29,7 @@ LAST_SIDE = 64
 """There are levels until the longest side is no longer than this."""
 
 Array = npt.NDArray[Any]
+_log = logging.getLogger(__name__)
 
 
 class Original:
@@ -44,6 +47,10 @@ class Original:
         self.name = source.name
         self._overview: tuple[Array, Array] | None = None
         self._closed = False
+        self.version = secrets.token_hex(8)
+        """Another each time: a file of the same name may be another by the next time it is opened."""
+        self.error: Exception | None = None
+        """What ended `prepare`: the overview is never going to be made."""
         self.done = 0.0
         """Share of the overview that is made; 1 when all levels can be read at once."""
         self._last: tuple[Window, int, tuple[Array, npt.NDArray[np.uint8]]] | None = None
@@ -60,7 +67,17 @@ class Original:
             return self._means(window, level)[1]
 
     def prepare(self) -> None:
-        """Read the whole source once, for the levels that are made of much of it.  Other reads go on meanwhile."""
+        """Read the whole source once, for the levels that are made of much of it.  Other reads go on meanwhile.
+
+        Raises nothing: what went wrong is kept in `error`.
+        """
+        try:
+            self._prepare()
+        except Exception as error:
+            self.error = error
+            _log.error("the overview of the original cannot be made: %s", error)
+
+    def _prepare(self) -> None:
         if len(self.level_dimensions) > FINE + 1 and self._overview is None:
             width, height = self.level_dimensions[FINE + 1]
             samples = np.empty((self.shape[2], height, width), self.dtype)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
+import secrets
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -33,15 +34,23 @@ MAX_RATES = 2**20
 class Served:
     """One archive under its name.  For any thread."""
 
-    def __init__(self, name: str, scene: Scene, original: Original | None) -> None:
+    def __init__(self, name: str, scene: Scene, original: Original | None, *, fills: bool = False) -> None:
         self.name, self.scene, self.original = name, scene, original
         version = f"{scene.archive.manifest.to_json()['digest']} {ditic_stream.__version__}"
+        if fills:  # what is damaged now may be whole when the server is started anew
+            version += f" {secrets.token_hex(8)}"
         self.version = hashlib.sha256(version.encode()).hexdigest()[:16]
         """Changes when the pixels may: the archive, or this package, is another.  Part of every ETag."""
         self._stretches: dict[Any, Stretch] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # never held while anything is read
         self._rates: list[int] | None = None
         self._summary: dict[str, Any] | None = None
+
+    def version_of(self, *, original: bool) -> str:
+        """That of the archive's pixels, or of its source's: these are shown by the archive's stretch."""
+        if not original or self.original is None:
+            return self.version
+        return hashlib.sha256(f"{self.version} {self.original.version}".encode()).hexdigest()[:16]
 
     def stretch(
         self, bands: tuple[int, ...] | None = None, rescale: tuple[tuple[float, float], ...] | None = None
@@ -83,11 +92,9 @@ class Served:
         grid = self.scene.archive.grid
         if grid.rows * grid.cols > MAX_RATES:
             raise ConfigError(f"{grid.rows * grid.cols} tiles are too many to tell the bytes of; at most {MAX_RATES}")
-        with self._lock:
-            if self._rates is None:
-                self._rates = [self._rate(TileKey(row, col)) for row in range(grid.rows) for col in range(grid.cols)]
-            rates = self._rates
-        return {"tile": grid.config.tile, "rows": grid.rows, "cols": grid.cols, "bytes": rates}
+        if self._rates is None:
+            self._rates = [self._rate(TileKey(row, col)) for row in range(grid.rows) for col in range(grid.cols)]
+        return {"tile": grid.config.tile, "rows": grid.rows, "cols": grid.cols, "bytes": self._rates}
 
     def _rate(self, key: TileKey) -> int:
         archive = self.scene.archive
@@ -99,9 +106,9 @@ class Served:
     def facts(self) -> dict[str, Any]:
         """What /info says: all that `ditic-stream info` does, and how the scene is shown."""
         scene, stretch = self.scene, self.stretch()
-        with self._lock:
-            if self._summary is None:
-                self._summary = summary(scene.archive)
+        if self._summary is None:
+            self._summary = summary(scene.archive)
+        original = self.original
         return {
             "name": self.name,
             "version": self.version,
@@ -116,7 +123,14 @@ class Served:
                 "stretch": stretch.source,
                 "transparent": self.transparent(),
             },
-            "original": None if self.original is None else {"name": self.original.name, "done": self.original.done},
+            "original": None
+            if original is None
+            else {
+                "name": original.name,
+                "version": self.version_of(original=True),
+                "done": original.done,
+                "failed": original.error is not None,
+            },
         }
 
 
@@ -155,7 +169,7 @@ class Catalog:
                     "the scene it was made from"
                 )
             threading.Thread(target=original.prepare, name="ditic-overview", daemon=True).start()
-        served = Served(self._free(name_of(archive)), scene, original)
+        served = Served(self._free(name_of(archive)), scene, original, fills=on_error != "stop")
         self._served[served.name] = served
         return served
 

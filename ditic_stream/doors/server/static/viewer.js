@@ -29,10 +29,10 @@
 
   const TILE = 512, OVERLAP = 1;
   const top = Math.ceil(Math.log2(Math.max(info.width, info.height, 1)));
-  const pyramid = (folder) => ({
+  const pyramid = (folder, version) => ({
     width: info.width, height: info.height, tileSize: TILE, tileOverlap: OVERLAP,
     minLevel: Math.min(top, 8), maxLevel: top,
-    getTileUrl: (level, x, y) => `${folder}/${level}/${x}_${y}.${info.page_format}?v=${info.version}`,
+    getTileUrl: (level, x, y) => `${folder}/${level}/${x}_${y}.${info.page_format}?v=${version}`,
   });
   const viewer = OpenSeadragon({
     element: at("scene"), drawer: "canvas", showNavigationControl: false, showNavigator: false,
@@ -41,8 +41,8 @@
     timeout: 120000, tileRetryMax: 3, tileRetryDelay: 2000,
   });
   const items = {};
-  const add = (name, folder, opacity) => new Promise((resolve, reject) => viewer.addTiledImage({
-    tileSource: pyramid(folder), opacity,
+  const add = (name, folder, version, opacity) => new Promise((resolve, reject) => viewer.addTiledImage({
+    tileSource: pyramid(folder, version), opacity,
     success: (event) => { items[name] = event.item; resolve(); },
     error: (event) => reject(new Error(event.message)),
   }));
@@ -283,17 +283,19 @@
   for (const name of ["grid", "rate"]) at(name).onclick = () => toggle(name);
   for (const button of document.querySelectorAll("[data-mode]")) button.onclick = () => choose(button.dataset.mode);
 
-  if (info.original) await add("original", "original_files", 0);
-  await add("decoded", "image_files", 1);
+  if (info.original) await add("original", "original_files", info.original.version, 0);
+  await add("decoded", "image_files", info.version, 1);
   viewer.viewport.goHome(true);
-  while (info.original && info.original.done < 1) {
+  while (info.original && info.original.done < 1 && !info.original.failed) {
     at("preparing").hidden = false;
     at("preparing").textContent = `reading ${info.original.name}: ${Math.floor(100 * info.original.done)} %`;
     await new Promise((resolve) => setTimeout(resolve, 1000));
     info.original = (await fetchJson("info")).original;
   }
-  at("preparing").hidden = true;
-  at("modes").hidden = !info.original;
+  const failed = Boolean(info.original && info.original.failed);
+  at("preparing").hidden = !failed;
+  if (failed) at("preparing").textContent = `${info.original.name} cannot be read; the log of the server says why`;
+  at("modes").hidden = !info.original || failed;
   document.body.dataset.ready = "yes";
   window.ditic = { viewer, items, shown, mode: () => mode, share: () => share };  // for tests and the curious
 })();
