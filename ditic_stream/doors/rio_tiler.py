@@ -246,18 +246,20 @@ class Reader(BaseReader):
     ) -> tuple[int | None, int | None]:
         """(height, width) of a box at the resolution that the whole scene has in another reference system, which is not
         quite that of a part of it; None each where rio-tiler finds it by itself."""
-        if dst_crs == self.crs or options.get("align_bounds_with_dataset"):
+        bounds = self.scene.bounds
+        if bounds is None or dst_crs == self.crs or options.get("align_bounds_with_dataset"):
             return None, None
-        if dst_crs == WEB_MERCATOR_CRS and self.crs.is_geographic and max(map(abs, self.bounds[1::2])) > MERCATOR_ENDS:
+        if dst_crs == WEB_MERCATOR_CRS and self.crs.is_geographic and max(map(abs, bounds[1::2])) > MERCATOR_ENDS:
             return None, None
         if crs != dst_crs:
             box = transform_bounds(crs, dst_crs, *box, densify_pts=21)
-        grid, _, _ = calculate_default_transform(self.crs, dst_crs, self.width, self.height, *self.bounds)
+        grid, _, _ = calculate_default_transform(self.crs, dst_crs, self.width, self.height, *bounds)
         sides = (box[3] - box[1]) / -grid.e, (box[2] - box[0]) / grid.a
         if not all(map(math.isfinite, sides)):
             return None, None
         height, width = (max(round(side), 1) for side in sides)
-        return output_size(dataset_height=height, dataset_width=width, max_size=max_size)
+        found: tuple[int, int] = output_size(dataset_height=height, dataset_width=width, max_size=max_size)
+        return found
 
     def _window(self, box: Box, crs: CRS, margin: int) -> Window | None:
         """The pixels that a box touches and `margin` more a side; None where there is none."""
