@@ -191,7 +191,8 @@ def test_a_key_that_ends_workers_for_memory_is_given_up_and_the_workers_come_bac
         got = dict(executor.run_unordered(task, range(9), on_failure=lambda key, error: errors.setdefault(key, error)))
         assert {key: value for key, value in got.items() if key != 4} == {n: n * n for n in range(9) if n != 4}
         assert "ran out of memory" in str(errors[4])
-        assert executor.fleet.counts.restarts == 2 + 3
+        # A death may be seen before the answer of the key ahead of it, and is then laid to neither.
+        assert 2 + 3 <= executor.fleet.counts.restarts <= 2 + 3 + 3
         wait_for(lambda: len(executor.usage()) == 4)
 
 
