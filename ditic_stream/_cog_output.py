@@ -19,16 +19,16 @@ import struct
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 import numpy.typing as npt
 
 from ditic_stream._halving import NODATA_FIELD, Block, Pyramid, Sight, sizes
-from ditic_stream._output import Array, Output, checked
+from ditic_stream._output import Array, Output
 from ditic_stream._tiff_form import LONG8, MASK, OVERVIEW, Entry, Form, colours_of, longs, mark
 from ditic_stream._tiff_geo import DESCRIPTION
-from ditic_stream._tiff_tags import BRANCHES, fields_from_json
+from ditic_stream._tiff_tags import branches_from_json, fields_from_json
 
 CLASSIC_LIMIT = 2**32 - 1
 SIDE = 512
@@ -56,36 +56,21 @@ class _Level:
 
 
 class CogOutput(Output):
-    """A Cloud Optimized GeoTIFF.  `lossy`: the mark that says by what the pixels were coded."""
+    """A Cloud Optimized GeoTIFF."""
 
-    def __init__(
-        self,
-        path: Path,
-        *,
-        height: int,
-        width: int,
-        samples: int,
-        dtype: str,
-        metadata: dict[str, Any],
-        lossy: str | None,
-        overwrite: bool,
-    ) -> None:
-        self._photometric, self._extras = colours_of(metadata, samples)
-        fields = fields_from_json(metadata.get("fields", []))
-        if metadata.get("pages"):  # what describes the pages of channels is not true of bands in one picture
+    def _prepare(self) -> None:
+        self._photometric, self._extras = colours_of(self.metadata, self.samples)
+        fields = fields_from_json(self.metadata.get("fields", []))
+        if self.metadata.get("pages"):  # what describes the pages of channels is not true of bands in one picture
             fields = [field for field in fields if field[0] != DESCRIPTION]
         self._fields = fields
-        self._branches = {
-            code: fields_from_json(metadata[name], branch=True) for name, code in BRANCHES.items() if metadata.get(name)
-        }
-        self._sight = Sight.of(metadata, np.dtype(dtype))
-        if lossy:
-            self._fields = mark(self._fields, lossy)
+        self._branches = branches_from_json(self.metadata)
+        self._sight = Sight.of(self.metadata, self.dtype)
+        if self.lossy:
+            self._fields = mark(self._fields, self.lossy)
         self._levels: list[_Level] = []
         self._pool: ThreadPoolExecutor | None = None
         self._file: IO[bytes] | None = None
-        mask = bool(checked(metadata, "mask", (bool,), False))
-        super().__init__(path, height=height, width=width, samples=samples, dtype=dtype, mask=mask, overwrite=overwrite)
 
     def _start(self) -> None:
         side = -(-max(self.height, self.width) // 16) * 16  # a small picture gets a small tile, as TIFF allows it

@@ -6,33 +6,19 @@ In: blocks of rows.  Out: a .npy of format 1.0.  Coordinates, masks and the mark
 from __future__ import annotations
 
 import os
-from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 import numpy.typing as npt
 
-from ditic_stream._output import Array, Output, checked
+from ditic_stream._output import Array, Output
 
 
 class NpyOutput(Output):
     """A .npy file.  Alpha is one of the samples; what else the metadata says is left out."""
 
-    def __init__(
-        self,
-        path: Path,
-        *,
-        height: int,
-        width: int,
-        samples: int,
-        dtype: str,
-        metadata: dict[str, Any],
-        lossy: str | None,
-        overwrite: bool,
-    ) -> None:
+    def _prepare(self) -> None:
         self._file: IO[bytes] | None = None
-        mask = bool(checked(metadata, "mask", (bool,), False))
-        super().__init__(path, height=height, width=width, samples=samples, dtype=dtype, mask=mask, overwrite=overwrite)
 
     def _start(self) -> None:
         self._file = open(self.partial, "wb")  # noqa: SIM115  closed by _finish or _abandon

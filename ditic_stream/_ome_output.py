@@ -7,7 +7,6 @@ of the source under "ditic".  Levels are those of `_halving`.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ import numpy.typing as npt
 
 from ditic_stream._halving import Block, Pyramid, Sight, sizes
 from ditic_stream._ome import VERSION, image_attributes, mask_attributes
-from ditic_stream._output import Array, Output, checked
+from ditic_stream._output import Array, Output
 from ditic_stream._tiff_form import colours_of
 from ditic_stream._tiff_tags import fields_from_json
 
@@ -26,35 +25,21 @@ HOW = "mean"
 
 
 class OmeZarrOutput(Output):
-    """An OME-Zarr image.  `lossy`: the mark that says by what the pixels were coded, among the attributes."""
+    """An OME-Zarr image.  The lossy mark is among the attributes."""
 
     holds = ("zarr.json", "labels", *map(str, range(25)))
 
-    def __init__(
-        self,
-        path: Path,
-        *,
-        height: int,
-        width: int,
-        samples: int,
-        dtype: str,
-        metadata: dict[str, Any],
-        lossy: str | None,
-        overwrite: bool,
-    ) -> None:
-        colours_of(metadata, samples)
-        fields_from_json(metadata.get("fields", []))
-        self._metadata, self._lossy = metadata, lossy
-        self._sight = Sight.of(metadata, np.dtype(dtype))
-        mask = bool(checked(metadata, "mask", (bool,), False))
-        super().__init__(path, height=height, width=width, samples=samples, dtype=dtype, mask=mask, overwrite=overwrite)
+    def _prepare(self) -> None:
+        colours_of(self.metadata, self.samples)
+        fields_from_json(self.metadata.get("fields", []))
+        self._sight = Sight.of(self.metadata, self.dtype)
 
     def _start(self) -> None:
         import zarr
 
         levels = sizes(self.height, self.width, SIDE)
         shapes = [(self.samples, *size) for size in levels]
-        attributes = image_attributes(self._metadata, list(shapes), self.dtype, how=HOW, lossy=self._lossy)
+        attributes = image_attributes(self.metadata, list(shapes), self.dtype, how=HOW, lossy=self.lossy)
         group = zarr.open_group(str(self.partial), mode="w", zarr_format=3, attributes=attributes)
         self._pyramid = Pyramid(levels, self.samples, self.dtype, self._sight, self.block, self.has_mask)
         nodata = self._sight.nodata or 0
@@ -62,7 +47,7 @@ class OmeZarrOutput(Output):
         self._masks: list[Any] = []
         if self.has_mask:
             labels = group.create_group("labels", attributes={"ome": {"version": VERSION, "labels": ["mask"]}})
-            mask = labels.create_group("mask", attributes=mask_attributes(self._metadata, list(levels), HOW))
+            mask = labels.create_group("mask", attributes=mask_attributes(self.metadata, list(levels), HOW))
             self._masks = [self._array(mask, str(level), size, 0) for level, size in enumerate(levels)]
 
     def _array(self, group: Any, name: str, shape: tuple[int, ...], fill: float) -> Any:

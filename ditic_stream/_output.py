@@ -49,16 +49,30 @@ class Output(ABC):
     """What a format that is a folder has in it, the first always; nothing else is overwritten."""
 
     def __init__(
-        self, path: Path, *, height: int, width: int, samples: int, dtype: str, mask: bool, overwrite: bool
+        self,
+        path: Path,
+        *,
+        height: int,
+        width: int,
+        samples: int,
+        dtype: str,
+        metadata: dict[str, Any],
+        lossy: str | None,
+        overwrite: bool,
     ) -> None:
+        """samples: bands, and alpha if there is one.  metadata: what the reader found.  lossy: the mark that says by
+        what the pixels were coded.  ConfigError when the format cannot hold the scene or `path` exists; FormatError for
+        metadata that no reader wrote."""
         self.path, self.height, self.width, self.samples = path, height, width, samples
-        self.dtype, self.has_mask = np.dtype(dtype), mask
-        row_bytes = width * (samples * self.dtype.itemsize + mask)
+        self.dtype, self.metadata, self.lossy = np.dtype(dtype), metadata, lossy
+        self.has_mask = bool(checked(metadata, "mask", (bool,), False))
+        self._prepare()
+        row_bytes = width * (samples * self.dtype.itemsize + self.has_mask)
         self.block = next((rows for rows in (512, 256, 128, 64, 32) if rows * row_bytes <= MAX_BLOCK_BYTES), 16)
         self._rows = 0
         self._held = 0
         self._buffer = np.zeros((samples, min(self.block, height), width), self.dtype)
-        self._mask_buffer = np.zeros((self._buffer.shape[1:]) if mask else (0, 0), np.uint8)
+        self._mask_buffer = np.zeros((self._buffer.shape[1:]) if self.has_mask else (0, 0), np.uint8)
         self._claim = Claim(path, overwrite=overwrite, holds=self.holds)
         self.partial = self._claim.partial
         self._open = True
@@ -66,6 +80,10 @@ class Output(ABC):
             self._start()
 
     # What a format does, in this order.
+    @abstractmethod
+    def _prepare(self) -> None:
+        """Look whether the format holds the scene, and read from the metadata what it writes; touch no file."""
+
     @abstractmethod
     def _start(self) -> None:
         """Open the temporary file and write what comes first."""

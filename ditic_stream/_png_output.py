@@ -9,8 +9,7 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 import numpy.typing as npt
@@ -25,38 +24,24 @@ FILTER_ROWS = 64
 
 
 class PngOutput(Output):
-    """A PNG.  `lossy`: the mark that says by what the pixels were coded, as a text chunk."""
+    """A PNG.  The lossy mark is a text chunk."""
 
-    def __init__(
-        self,
-        path: Path,
-        *,
-        height: int,
-        width: int,
-        samples: int,
-        dtype: str,
-        metadata: dict[str, Any],
-        lossy: str | None,
-        overwrite: bool,
-    ) -> None:
-        mask = bool(checked(metadata, "mask", (bool,), False))
-        alpha = checked(metadata, "alpha", (int, type(None)), None)
-        bands = samples - (alpha is not None)
-        if dtype not in ("uint8", "uint16") or bands not in (1, 3) or metadata.get("photometric") == 5:
-            raise ConfigError(f"PNG does not hold {bands} bands of {dtype}; name a .tif instead")
-        if alpha not in (None, samples - 1):
+    def _prepare(self) -> None:
+        alpha = checked(self.metadata, "alpha", (int, type(None)), None)
+        bands = self.samples - (alpha is not None)
+        if self.dtype.name not in ("uint8", "uint16") or bands not in (1, 3) or self.metadata.get("photometric") == 5:
+            raise ConfigError(f"PNG does not hold {bands} bands of {self.dtype}; name a .tif instead")
+        if alpha not in (None, self.samples - 1):
             raise ConfigError("PNG holds alpha in the last band only; name a .tif instead")
-        if height >= 2**31 or width >= 2**31:
-            raise ConfigError(f"PNG does not hold {height} x {width} pixels; name a .tif instead")
-        self._add_mask = mask and alpha is None
-        self._channels = samples + self._add_mask
-        self._invert = metadata.get("photometric") == 0
+        if self.height >= 2**31 or self.width >= 2**31:
+            raise ConfigError(f"PNG does not hold {self.height} x {self.width} pixels; name a .tif instead")
+        self._add_mask = self.has_mask and alpha is None
+        self._channels = self.samples + self._add_mask
+        self._invert = self.metadata.get("photometric") == 0
         self._profile = next(
-            (data for code, _, _, data in fields_from_json(metadata.get("fields", [])) if code == ICC), b""
+            (data for code, _, _, data in fields_from_json(self.metadata.get("fields", [])) if code == ICC), b""
         )
-        self._lossy = lossy
         self._file: IO[bytes] | None = None
-        super().__init__(path, height=height, width=width, samples=samples, dtype=dtype, mask=mask, overwrite=overwrite)
 
     def _start(self) -> None:
         self._file = open(self.partial, "wb")  # noqa: SIM115  closed by _finish or _abandon
@@ -65,8 +50,8 @@ class PngOutput(Output):
         self._chunk(b"IHDR", struct.pack(">IIBBBBB", self.width, self.height, self.dtype.itemsize * 8, colour, 0, 0, 0))
         if self._profile:
             self._chunk(b"iCCP", b"profile\0\0" + zlib.compress(self._profile))
-        if self._lossy:
-            self._chunk(b"iTXt", b"DITIC_LOSSY\0\0\0\0\0" + self._lossy.encode())
+        if self.lossy:
+            self._chunk(b"iTXt", b"DITIC_LOSSY\0\0\0\0\0" + self.lossy.encode())
         self._stream = zlib.compressobj(6)
         self._above = np.zeros(self.width * self._channels * self.dtype.itemsize, np.uint8)
 

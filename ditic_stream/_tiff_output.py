@@ -13,15 +13,14 @@ import struct
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, Any
+from typing import IO, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from ditic_stream._output import Array, Output, checked
 from ditic_stream._tiff_form import LONG8, Entry, Form, colours_of, longs, mark
-from ditic_stream._tiff_tags import BRANCHES, fields_from_json
+from ditic_stream._tiff_tags import branches_from_json, fields_from_json
 
 CLASSIC_LIMIT = 2**32 - 2**24
 
@@ -50,38 +49,22 @@ class TiffRows:
 
 
 class TiffOutput(Output):
-    """A GeoTIFF, or a plain one.  `lossy`: the mark that says by what the pixels were coded.
+    """A GeoTIFF, or a plain one; a BigTIFF where the classic one might not do."""
 
-    big: a BigTIFF whatever the size; otherwise where the classic one might not do.
-    """
+    always_big: ClassVar = False
+    """Whether it is a BigTIFF whatever the size."""
 
-    def __init__(
-        self,
-        path: Path,
-        *,
-        height: int,
-        width: int,
-        samples: int,
-        dtype: str,
-        metadata: dict[str, Any],
-        lossy: str | None,
-        overwrite: bool,
-        big: bool = False,
-    ) -> None:
-        self.big = big
-        self._photometric, self._extras = colours_of(metadata, samples)
-        self._pages = bool(checked(metadata, "pages", (bool,), False)) and samples > 1 and self._photometric in (0, 1)
-        self._planar = (bool(checked(metadata, "planar", (bool,), False)) or self._pages) and samples > 1
-        self._fields = fields_from_json(metadata.get("fields", []))
-        self._branches = {
-            code: fields_from_json(metadata[name], branch=True) for name, code in BRANCHES.items() if metadata.get(name)
-        }
-        if lossy:
-            self._fields = mark(self._fields, lossy)
+    def _prepare(self) -> None:
+        self._photometric, self._extras = colours_of(self.metadata, self.samples)
+        pages, planar = (bool(checked(self.metadata, key, (bool,), False)) for key in ("pages", "planar"))
+        self._pages = pages and self.samples > 1 and self._photometric in (0, 1)
+        self._planar = (planar or self._pages) and self.samples > 1
+        self._fields = fields_from_json(self.metadata.get("fields", []))
+        self._branches = branches_from_json(self.metadata)
+        if self.lossy:
+            self._fields = mark(self._fields, self.lossy)
         self._file: IO[bytes] | None = None
         self._pool: ThreadPoolExecutor | None = None
-        mask = bool(checked(metadata, "mask", (bool,), False))
-        super().__init__(path, height=height, width=width, samples=samples, dtype=dtype, mask=mask, overwrite=overwrite)
 
     def _start(self) -> None:
         # Compressed bytes of one tile row are held; a small picture gets a small tile, a multiple of 16 as TIFF asks.
@@ -99,7 +82,7 @@ class TiffOutput(Output):
         most = (
             area * self.samples * self.dtype.itemsize * 1.01 + area / 8 + 32 * planes * down * across + fields + 2**16
         )
-        self.big = self.big or most > CLASSIC_LIMIT
+        self.big = self.always_big or most > CLASSIC_LIMIT
         self._form = Form(
             dtype=self.dtype, tile_height=self.tile_height, tile_width=self.tile_width,
             photometric=self._photometric, extras=self._extras, planar=self._planar,
@@ -191,3 +174,9 @@ class TiffOutput(Output):
         if self._file is not None:
             file, self._file = self._file, None
             file.close()
+
+
+class BigTiffOutput(TiffOutput):
+    """A BigTIFF, whatever the size."""
+
+    always_big = True

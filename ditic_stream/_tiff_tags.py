@@ -268,6 +268,13 @@ def fields_from_json(items: Any, *, branch: bool = False) -> list[tuple[int, int
     return [fields[code] for code in sorted(fields)]
 
 
+def branches_from_json(metadata: dict[str, Any]) -> dict[int, list[tuple[int, int, int, bytes]]]:
+    """The EXIF and GPS directories that metadata keeps, under the codes of the fields that point at them."""
+    return {
+        code: fields_from_json(metadata[name], branch=True) for name, code in BRANCHES.items() if metadata.get(name)
+    }
+
+
 def _data_of(item: dict[str, Any], kind: int) -> bytes:
     if "text" in item:
         return str(item["text"]).encode("utf-8") + b"\0"

@@ -7,41 +7,26 @@ geotransform and the code of the reference system after the GeoZarr conventions;
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ditic_stream._halving import NODATA_FIELD
-from ditic_stream._output import Array, Output, checked
+from ditic_stream._output import Array, Output
 from ditic_stream._tiff_form import colours_of
 from ditic_stream._tiff_geo import geo_of
 from ditic_stream._tiff_tags import fields_from_json
 
 
 class ZarrOutput(Output):
-    """A Zarr group.  `lossy`: the mark that says by what the pixels were coded, among the attributes."""
+    """A Zarr group.  The lossy mark is among the attributes."""
 
     holds = ("zarr.json", "image", "mask")
 
-    def __init__(
-        self,
-        path: Path,
-        *,
-        height: int,
-        width: int,
-        samples: int,
-        dtype: str,
-        metadata: dict[str, Any],
-        lossy: str | None,
-        overwrite: bool,
-    ) -> None:
-        colours_of(metadata, samples)
-        fields_from_json(metadata.get("fields", []))
-        self._metadata, self._lossy = metadata, lossy
-        mask = bool(checked(metadata, "mask", (bool,), False))
-        super().__init__(path, height=height, width=width, samples=samples, dtype=dtype, mask=mask, overwrite=overwrite)
+    def _prepare(self) -> None:
+        colours_of(self.metadata, self.samples)
+        fields_from_json(self.metadata.get("fields", []))
 
     def _start(self) -> None:
         import zarr
@@ -62,10 +47,10 @@ class ZarrOutput(Output):
         )
 
     def _attributes(self) -> dict[str, Any]:
-        fields = self._metadata.get("fields", [])
-        geo, out = geo_of(fields), dict[str, Any](ditic=self._metadata)
-        if self._lossy:
-            out["ditic_lossy"] = self._lossy
+        fields = self.metadata.get("fields", [])
+        geo, out = geo_of(fields), dict[str, Any](ditic=self.metadata)
+        if self.lossy:
+            out["ditic_lossy"] = self.lossy
         if geo["transform"]:
             out |= {
                 "spatial:dimensions": ["y", "x"],

@@ -11,8 +11,6 @@ networks or archives.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +21,15 @@ from ditic_stream._ome_output import OmeZarrOutput
 from ditic_stream._output import Output, checked
 from ditic_stream._png_output import PngOutput
 from ditic_stream._tiff_geo import DESCRIPTION, KEYS, RPC, SCALE, TIEPOINTS, TRANSFORM, crop_fields, geo_of
-from ditic_stream._tiff_output import TiffOutput
+from ditic_stream._tiff_output import BigTiffOutput, TiffOutput
 from ditic_stream._tiff_tags import fields_from_json
 from ditic_stream._zarr_output import ZarrOutput
 from ditic_stream.config import DTYPES
 from ditic_stream.errors import ConfigError, FormatError
 from ditic_stream.geometry import Window
 
-FORMATS: dict[str, Callable[..., Output]] = {
-    "tif": TiffOutput, "bigtiff": partial(TiffOutput, big=True), "cog": CogOutput, "zarr": ZarrOutput,
+FORMATS: dict[str, type[Output]] = {
+    "tif": TiffOutput, "bigtiff": BigTiffOutput, "cog": CogOutput, "zarr": ZarrOutput,
     "ome-zarr": OmeZarrOutput, "png": PngOutput, "npy": NpyOutput,
 }  # fmt: skip
 ENDINGS = {
