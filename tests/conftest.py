@@ -21,6 +21,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     # A shell ignores it for what it starts in the background, and so would every process the tests start and interrupt.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+pytest.register_assert_rewrite("executor_rules")  # it holds tests, and is no test module
 SHARED = Path(os.environ.get("DITIC_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
 

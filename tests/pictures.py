@@ -1,8 +1,9 @@
-"""Scenes that tests make for themselves."""
+"""Scenes that tests make for themselves, and how they write them."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -34,3 +35,27 @@ def write_scene(path: Path, pixels: np.ndarray, nodata: int | None = None) -> Pa
         extratags=[*GEO_TAGS, *([] if nodata is None else [(42113, "s", 0, str(nodata), True)])],
     )  # fmt: skip
     return path
+
+
+def write_strips(
+    path: Path,
+    pixels: np.ndarray,
+    meta: dict[str, Any],
+    *,
+    rows: int = 100,
+    mask: np.ndarray | None = None,
+    **options: Any,
+) -> None:
+    """Give a whole picture, (samples, rows, columns), to an output by strips of `rows`."""
+    from ditic_stream.geometry import Window
+    from ditic_stream.writer import open_output
+
+    samples, height, width = pixels.shape
+    bands = samples - (meta["alpha"] is not None)
+    with open_output(
+        path, height=height, width=width, bands=bands, dtype=str(pixels.dtype), metadata=meta, **options
+    ) as output:
+        for row in range(0, height, rows):
+            window = Window(row=row, col=0, height=min(rows, height - row), width=width)
+            part = None if mask is None else mask[row : row + window.height]
+            output.write(window, pixels[:, row : row + window.height], part)

@@ -15,6 +15,7 @@ import rasterio
 import tifffile
 import zarr
 from doors import geo_archive
+from pictures import write_strips
 from rio_cogeo.cogeo import cog_validate
 from servers import serving
 from test_formats import assert_same_about, bring_back
@@ -24,7 +25,7 @@ from ditic_stream.errors import ConfigError, StorageError
 from ditic_stream.geometry import Window
 from ditic_stream.radiometry import survey
 from ditic_stream.reader import open_source
-from ditic_stream.writer import format_of, not_kept, open_output
+from ditic_stream.writer import format_of, not_kept
 
 Array = npt.NDArray[Any]
 PLAIN: dict[str, Any] = {
@@ -44,17 +45,9 @@ def picture(samples: int, height: int, width: int, dtype: str = "uint8") -> Arra
 
 
 def write(path: Path, pixels: Array, mask: Array | None = None, *, rows: int = 300, **changes: Any) -> None:
-    samples, height, width = pixels.shape
     options = {name: changes.pop(name) for name in ("format", "lossy", "overwrite") if name in changes}
-    meta = {**PLAIN, "photometric": 2 if samples >= 3 else 1, "fields": GEO, "mask": mask is not None, **changes}
-    bands = samples - (meta["alpha"] is not None)
-    with open_output(
-        path, height=height, width=width, bands=bands, dtype=str(pixels.dtype), metadata=meta, **options
-    ) as output:
-        for row in range(0, height, rows):
-            window = Window(row=row, col=0, height=min(rows, height - row), width=width)
-            part = None if mask is None else mask[row : row + window.height]
-            output.write(window, pixels[:, row : row + window.height], part)
+    meta = {**PLAIN, "photometric": 2 if len(pixels) >= 3 else 1, "fields": GEO, "mask": mask is not None, **changes}
+    write_strips(path, pixels, meta, rows=rows, mask=mask, **options)
 
 
 def valid(path: Path) -> None:

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from executor_rules import *  # noqa: F403  (tests)
 from fakes import Fill, Square
 
 from ditic_stream import executors
-from ditic_stream.errors import ConfigError, FormatError, StorageError, TaskError
+from ditic_stream.errors import ConfigError, StorageError, TaskError
 from ditic_stream.executors import Executor, ProcessExecutor, SerialExecutor, Shared, executor_for, one_thread
 
 
@@ -26,37 +27,6 @@ from ditic_stream.executors import Executor, ProcessExecutor, SerialExecutor, Sh
 def executor(request: pytest.FixtureRequest) -> Iterator[Executor]:
     with SerialExecutor() if request.param == "serial" else ProcessExecutor(2) as made:
         yield made
-
-
-def test_every_key_gives_its_result_once_in_any_executor(executor: Executor, tmp_path: Path) -> None:
-    got = dict(executor.run_unordered(Square(tmp_path), range(12), in_flight=4))
-    assert got == {number: number * number for number in range(12)}
-
-
-def test_results_come_in_the_order_of_keys_when_asked_for(executor: Executor, tmp_path: Path) -> None:
-    got = list(executor.run_in_order(Square(tmp_path), range(20), in_flight=5))
-    assert got == [(number, number * number) for number in range(20)]
-
-
-@pytest.mark.parametrize("ordered", [False, True])
-def test_no_more_keys_are_taken_than_in_flight(executor: Executor, tmp_path: Path, ordered: bool) -> None:
-    taken = used = 0
-
-    def keys() -> Iterator[int]:
-        nonlocal taken
-        for number in range(15):
-            assert taken - used < 3
-            taken += 1
-            yield number
-
-    run = executor.run_in_order if ordered else executor.run_unordered
-    for _ in run(Square(tmp_path), keys(), in_flight=3):
-        used += 1
-    assert (taken, used) == (15, 15)
-
-
-def test_no_keys_give_no_results_and_start_nothing(executor: Executor, tmp_path: Path) -> None:
-    assert list(executor.run_unordered(Square(tmp_path), [])) == []
 
 
 def test_task_is_opened_once_a_worker_and_closed_at_the_end(tmp_path: Path) -> None:
@@ -75,13 +45,6 @@ def test_one_executor_runs_one_task_after_another(executor: Executor, tmp_path: 
         assert len(list((tmp_path / name).glob("record-*"))) == 4
 
 
-@pytest.mark.parametrize("how", ["error", "memory"])
-def test_task_that_fails_twice_still_writes_one_record(executor: Executor, tmp_path: Path, how: str) -> None:
-    got = dict(executor.run_unordered(Square(tmp_path, (3,), 2, how), range(6)))
-    assert got[3] == 9
-    assert (tmp_path / "record-3").read_text() == "9\n"
-
-
 def test_task_that_keeps_failing_is_named_with_its_own_words(executor: Executor, tmp_path: Path) -> None:
     with pytest.raises(TaskError, match=r"tile 3: .*OSError.*a lens cap") as caught:
         list(executor.run_unordered(Square(tmp_path, (3,), 99), range(6)))
@@ -92,12 +55,6 @@ def test_task_that_keeps_failing_is_named_with_its_own_words(executor: Executor,
 def test_out_of_memory_is_one_sentence_with_a_remedy(executor: Executor, tmp_path: Path) -> None:
     with pytest.raises(TaskError, match=r"out of memory; use fewer --workers"):
         list(executor.run_unordered(Square(tmp_path, (0,), 99, "memory"), range(2)))
-
-
-def test_an_error_of_ours_is_an_answer_and_is_not_tried_again(executor: Executor, tmp_path: Path) -> None:
-    with pytest.raises(FormatError, match=r"^tile 5,6: broken$"):
-        list(executor.run_unordered(Square(tmp_path, (2,), 99, "ours"), range(6)))
-    assert len(list(tmp_path.glob("try-2-*"))) == 1
 
 
 @pytest.mark.parametrize("ordered", [False, True])

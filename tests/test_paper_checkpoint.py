@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from paper_weights import reduced
 from pictures import landscape, write_scene
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -24,7 +25,7 @@ from ditic_stream import cli
 from ditic_stream.errors import CheckpointError, ConfigError, FormatError, StorageError, WeightsError
 from ditic_stream.models import folder
 from ditic_stream.models.paper import checkpoint, layout, network, seeded, tables
-from ditic_stream.models.paper.config import OFFICIAL, PaperConfig
+from ditic_stream.models.paper.config import PaperConfig
 from ditic_stream.rans import TOTAL, Tables
 
 Tensors = dict[str, torch.Tensor]
@@ -50,14 +51,7 @@ def models_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[P
 def config() -> PaperConfig:
     """Backbones of a few thousand parameters; what lies between them has its full size all the same."""
     pytest.importorskip("diffusers", reason="the extra `paper` is not installed")
-    vae: dict[str, Any] = {**OFFICIAL.vae, "attention_head_dim": 8}
-    for side in ("encoder", "decoder"):
-        vae |= {f"{side}_block_out_channels": [8, 8, 16, 16, 16, 32], f"{side}_layers_per_block": [1] * 6}
-    transformer = {
-        **OFFICIAL.transformer, "attention_head_dim": 8, "num_attention_heads": 2, "cross_attention_dim": 16,
-        "cross_attention_head_dim": 8, "num_cross_attention_heads": 2, "num_layers": 1, "caption_channels": 24,
-    }  # fmt: skip
-    return PaperConfig.of(vae, transformer)
+    return reduced()
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 from clusters import wait_for
+from executor_rules import *  # noqa: F403  (tests)
 from fakes import Crowd, Square, start_slowly
 
-from ditic_stream.errors import ConfigError, FormatError, TaskError
+from ditic_stream.errors import ConfigError, TaskError
 from ditic_stream.executors import found
 
 ray = pytest.importorskip("ray")
@@ -30,59 +31,15 @@ def executor(nodes: Any) -> Iterator[Any]:
         yield made
 
 
-def test_every_key_gives_its_result_once(executor: Any, tmp_path: Path) -> None:
-    got = dict(executor.run_unordered(Square(tmp_path), range(12), in_flight=4))
-    assert got == {number: number * number for number in range(12)}
-
-
-def test_results_come_in_the_order_of_keys_when_asked_for(executor: Any, tmp_path: Path) -> None:
-    got = list(executor.run_in_order(Square(tmp_path), range(20), in_flight=5))
-    assert got == [(number, number * number) for number in range(20)]
-
-
-@pytest.mark.parametrize("ordered", [False, True])
-def test_no_more_keys_are_taken_than_in_flight(executor: Any, tmp_path: Path, ordered: bool) -> None:
-    taken = used = 0
-
-    def keys() -> Iterator[int]:
-        nonlocal taken
-        for number in range(15):
-            assert taken - used < 3
-            taken += 1
-            yield number
-
-    run = executor.run_in_order if ordered else executor.run_unordered
-    for _ in run(Square(tmp_path), keys(), in_flight=3):
-        used += 1
-    assert (taken, used) == (15, 15)
-
-
-def test_no_keys_give_no_results(executor: Any, tmp_path: Path) -> None:
-    assert list(executor.run_unordered(Square(tmp_path), [])) == []
-
-
 def test_task_is_opened_once_an_actor(executor: Any, tmp_path: Path) -> None:
     assert len(list(executor.run_unordered(Square(tmp_path), range(30), in_flight=4))) == 30
     assert 1 <= len(list(tmp_path.glob("open-*"))) <= 2
-
-
-@pytest.mark.parametrize("how", ["error", "memory"])
-def test_task_that_fails_twice_still_writes_one_record(executor: Any, tmp_path: Path, how: str) -> None:
-    got = dict(executor.run_unordered(Square(tmp_path, (3,), 2, how), range(6)))
-    assert got[3] == 9
-    assert (tmp_path / "record-3").read_text() == "9\n"
 
 
 def test_task_that_keeps_failing_is_named_with_its_own_words(executor: Any, tmp_path: Path) -> None:
     with pytest.raises(TaskError, match=r"tile 3: .*OSError.*a lens cap") as caught:
         list(executor.run_unordered(Square(tmp_path, (3,), 99), range(6)))
     assert (caught.value.attempt, caught.value.key) == (3, "tile 3")
-
-
-def test_an_error_of_ours_is_an_answer_and_is_not_tried_again(executor: Any, tmp_path: Path) -> None:
-    with pytest.raises(FormatError, match=r"^tile 5,6: broken$"):
-        list(executor.run_unordered(Square(tmp_path, (2,), 99, "ours"), range(6)))
-    assert len(list(tmp_path.glob("try-2-*"))) == 1
 
 
 def test_a_failure_that_is_taken_leaves_the_other_keys_their_results(executor: Any, tmp_path: Path) -> None:
@@ -172,6 +129,22 @@ def test_a_node_that_is_lost_while_its_actors_start_ends_nothing(nodes: Any, tmp
         wait_for(lambda: executor.fleet.counts.nodes_lost >= 5)
         assert len(dict(executor.run_unordered(Square(tmp_path), range(40)))) == 40
         assert len(executor.fleet.members) == 12
+
+
+def test_a_key_that_an_actor_left_to_others_comes_back_to_it_only_once_it_has_said_so() -> None:
+    """Else its answer to the first call is taken for one to the second, and nobody waits for that any more."""
+    from ditic_stream.workers._fleet import Fleet
+    from ditic_stream.workers._members import Job, Member, Run
+
+    run = Run(name="run", blob=None, label="", attempts=3, priority=0, repeatable=True)
+    left, other = (Job(run, index, index) for index in range(2))
+    fleet, member = object.__new__(Fleet), Member(handle=None, device=None, lanes=2)
+    fleet._runs, fleet.members, member.jobs[left] = [run], [member], 0.0
+    run.waiting.extend([left, other])
+    assert fleet._next(member) is other
+    assert fleet._next(member) is None
+    del member.jobs[left]
+    assert fleet._next(member) is left
 
 
 def test_a_key_that_ends_workers_for_memory_is_given_up_and_the_workers_come_back(

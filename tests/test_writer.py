@@ -18,6 +18,7 @@ import rasterio.control
 import rasterio.rpc
 import tifffile
 import zarr
+from pictures import write_strips
 from rasterio.windows import Window as Part
 from rasterio.windows import transform as window_transform
 
@@ -58,21 +59,6 @@ def noise(samples: int, height: int, width: int, dtype: str = "uint8") -> Array:
     return np.random.default_rng(1).integers(0, 250, (samples, height, width)).astype(dtype)
 
 
-def write(
-    path: Path, pixels: Array, meta: dict[str, Any], *, rows: int = 100, mask: Array | None = None, **options: Any
-) -> None:
-    """Write a whole picture by strips of `rows`."""
-    samples, height, width = pixels.shape
-    bands = samples - (meta["alpha"] is not None)
-    with open_output(
-        path, height=height, width=width, bands=bands, dtype=str(pixels.dtype), metadata=meta, **options
-    ) as output:
-        for row in range(0, height, rows):
-            window = Window(row=row, col=0, height=min(rows, height - row), width=width)
-            part = None if mask is None else mask[row : row + window.height]
-            output.write(window, pixels[:, row : row + window.height], part)
-
-
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32"])
 @pytest.mark.parametrize("planar", [False, True])
 @pytest.mark.parametrize(("samples", "height", "width"), [(1, 1, 1), (3, 37, 1100), (4, 1100, 37), (3, 600, 520)])
@@ -80,7 +66,7 @@ def test_every_reader_sees_the_pixels_that_were_written(
     tmp_path: Path, dtype: str, planar: bool, samples: int, height: int, width: int
 ) -> None:
     pixels = noise(samples, height, width, dtype)
-    write(tmp_path / "a.tif", pixels, metadata(samples, planar=planar))
+    write_strips(tmp_path / "a.tif", pixels, metadata(samples, planar=planar))
     with rasterio.open(tmp_path / "a.tif") as file:
         np.testing.assert_array_equal(file.read(), pixels)
         assert file.transform == TRANSFORM
@@ -93,8 +79,8 @@ def test_every_reader_sees_the_pixels_that_were_written(
 @pytest.mark.parametrize("rows", [1, 7, 512, 513, 2000])
 def test_the_bytes_do_not_depend_on_the_height_of_the_strips(tmp_path: Path, rows: int) -> None:
     pixels, mask = noise(3, 1300, 70), np.where(noise(1, 1300, 70)[0] > 99, 255, 0).astype(np.uint8)
-    write(tmp_path / "a.tif", pixels, metadata(mask=True), rows=100, mask=mask)
-    write(tmp_path / "b.tif", pixels, metadata(mask=True), rows=rows, mask=mask)
+    write_strips(tmp_path / "a.tif", pixels, metadata(mask=True), rows=100, mask=mask)
+    write_strips(tmp_path / "b.tif", pixels, metadata(mask=True), rows=rows, mask=mask)
     assert (tmp_path / "a.tif").read_bytes() == (tmp_path / "b.tif").read_bytes()
 
 
@@ -102,9 +88,9 @@ def test_bigtiff_is_written_where_classic_tiff_could_overflow(tmp_path: Path, mo
     pixels, mask = noise(4, 700, 900), np.where(noise(1, 700, 900)[0] > 99, 255, 0).astype(np.uint8)
     meta = metadata(4, extrasamples=[2], alpha=3, mask=True)
     meta["exif"] = [{"code": 33434, "kind": 5, "values": [1, 200]}]
-    write(tmp_path / "a.tif", pixels, meta, mask=mask)
+    write_strips(tmp_path / "a.tif", pixels, meta, mask=mask)
     monkeypatch.setattr(_tiff_output, "CLASSIC_LIMIT", 1000)
-    write(tmp_path / "b.tif", pixels, meta, mask=mask)
+    write_strips(tmp_path / "b.tif", pixels, meta, mask=mask)
     assert (tmp_path / "a.tif").read_bytes()[2] == 42
     assert (tmp_path / "b.tif").read_bytes()[2] == 43
     for name in ("a.tif", "b.tif"):
@@ -117,11 +103,11 @@ def test_bigtiff_is_written_where_classic_tiff_could_overflow(tmp_path: Path, mo
 
 def test_gdal_sees_the_mask_and_the_alpha_that_were_written(tmp_path: Path) -> None:
     pixels, mask = noise(3, 300, 600), np.where(noise(1, 300, 600)[0] > 99, 255, 0).astype(np.uint8)
-    write(tmp_path / "mask.tif", pixels, metadata(mask=True), mask=mask)
+    write_strips(tmp_path / "mask.tif", pixels, metadata(mask=True), mask=mask)
     with rasterio.open(tmp_path / "mask.tif") as file:
         assert file.mask_flag_enums == ([rasterio.enums.MaskFlags.per_dataset],) * 3
         np.testing.assert_array_equal(file.dataset_mask(), mask)
-    write(tmp_path / "alpha.tif", noise(4, 300, 600), metadata(4, extrasamples=[2], alpha=3))
+    write_strips(tmp_path / "alpha.tif", noise(4, 300, 600), metadata(4, extrasamples=[2], alpha=3))
     with rasterio.open(tmp_path / "alpha.tif") as file:
         assert file.colorinterp[3] == rasterio.enums.ColorInterp.alpha
 
@@ -158,7 +144,7 @@ def copy(source: Path, target: Path, lossy: str | None = None) -> dict[str, str]
     """Copy by reader and writer; GDAL sees the same pixels and metadata.  Returns the tags of the copy."""
     with open_source(source) as scene:
         whole = Window(row=0, col=0, height=scene.height, width=scene.width)
-        write(target, scene.read(whole), scene.metadata, lossy=lossy)
+        write_strips(target, scene.read(whole), scene.metadata, lossy=lossy)
     with rasterio.open(source) as old, rasterio.open(target) as new:
         np.testing.assert_array_equal(old.read(), new.read())
         for name in (
@@ -191,7 +177,7 @@ def test_profile_resolution_and_orientation_come_back(tmp_path: Path) -> None:
         extratags=[(274, "H", 1, 6, True), (65000, "B", 5, b"12345", True), (305, "s", 0, "scanner 1", True)],
     )  # fmt: skip
     with open_source(tmp_path / "a.tif") as scene:
-        write(tmp_path / "b.tif", scene.read(Window(row=0, col=0, height=60, width=70)), scene.metadata)
+        write_strips(tmp_path / "b.tif", scene.read(Window(row=0, col=0, height=60, width=70)), scene.metadata)
     with tifffile.TiffFile(tmp_path / "a.tif") as old, tifffile.TiffFile(tmp_path / "b.tif") as new:
         for code in (270, 274, 282, 283, 296, 305, 34675, 65000):
             assert old.pages.first.tags[code].value == new.pages.first.tags[code].value, code
@@ -199,14 +185,14 @@ def test_profile_resolution_and_orientation_come_back(tmp_path: Path) -> None:
 
 
 def test_a_mark_of_loss_is_never_taken_away(tmp_path: Path) -> None:
-    write(tmp_path / "a.tif", noise(3, 60, 70), metadata(), lossy="first & best")
+    write_strips(tmp_path / "a.tif", noise(3, 60, 70), metadata(), lossy="first & best")
     tags = copy_tags(tmp_path / "a.tif", tmp_path / "b.tif", "second")
     assert tags["DITIC_LOSSY"] == "first & best | second"
 
 
 def copy_tags(source: Path, target: Path, lossy: str) -> dict[str, str]:
     with open_source(source) as scene:
-        write(target, scene.read(Window(row=0, col=0, height=60, width=70)), scene.metadata, lossy=lossy)
+        write_strips(target, scene.read(Window(row=0, col=0, height=60, width=70)), scene.metadata, lossy=lossy)
     with rasterio.open(target) as file:
         tags: dict[str, str] = file.tags()
         return tags
@@ -228,7 +214,7 @@ def test_a_cut_lies_where_gdal_says_it_lies(tmp_path: Path, kind: str) -> None:
         file.write(noise(1, 60, 70))
     window = Window(row=11, col=22, height=30, width=40)
     with open_source(tmp_path / "a.tif") as scene:
-        write(tmp_path / "b.tif", scene.read(window), crop_metadata(scene.metadata, window))
+        write_strips(tmp_path / "b.tif", scene.read(window), crop_metadata(scene.metadata, window))
     with rasterio.open(tmp_path / "a.tif") as old, rasterio.open(tmp_path / "b.tif") as new:
         np.testing.assert_array_equal(new.read(), old.read(window=Part(22, 11, 40, 30)))
         assert new.crs == old.crs
@@ -269,14 +255,14 @@ def test_png_holds_the_pixels_that_were_written(tmp_path: Path, dtype: str, samp
     pixels = noise(samples, 700, 45, dtype) * np.array(200 if dtype == "uint16" else 1, dtype)
     alpha = samples - 1 if samples in (2, 4) else None
     meta = metadata(samples, alpha=alpha, extrasamples=[2] if alpha else [])
-    write(tmp_path / "a.png", pixels, meta, rows=77, lossy="é")
+    write_strips(tmp_path / "a.png", pixels, meta, rows=77, lossy="é")
     got = imagecodecs.png_decode((tmp_path / "a.png").read_bytes())
     np.testing.assert_array_equal(np.moveaxis(got.reshape(700, 45, samples), -1, 0), pixels)
 
 
 def test_a_mask_becomes_alpha_in_a_png(tmp_path: Path) -> None:
     pixels, mask = noise(3, 70, 45), np.where(noise(1, 70, 45)[0] > 99, 255, 0).astype(np.uint8)
-    write(tmp_path / "a.png", pixels, metadata(mask=True), mask=mask)
+    write_strips(tmp_path / "a.png", pixels, metadata(mask=True), mask=mask)
     got = imagecodecs.png_decode((tmp_path / "a.png").read_bytes())
     np.testing.assert_array_equal(got[..., 3], mask)
 
@@ -307,26 +293,26 @@ def test_what_a_format_does_not_keep_is_said(name: str, changes: dict[str, Any],
 @pytest.mark.parametrize(("bands", "dtype"), [(2, "uint8"), (5, "uint8"), (1, "int16"), (3, "float32")])
 def test_png_refuses_what_it_cannot_hold(tmp_path: Path, bands: int, dtype: str) -> None:
     with pytest.raises(ConfigError, match=r"\.tif"):
-        write(tmp_path / "a.png", noise(bands, 5, 5, dtype), metadata(bands, photometric=1))
+        write_strips(tmp_path / "a.png", noise(bands, 5, 5, dtype), metadata(bands, photometric=1))
     assert not list(tmp_path.iterdir())
 
 
 def test_zarr_holds_pixels_mask_and_coordinates(tmp_path: Path) -> None:
     pixels, mask = noise(4, 700, 600, "int16"), np.where(noise(1, 700, 600)[0] > 99, 255, 0).astype(np.uint8)
-    write(tmp_path / "a.zarr", pixels, metadata(4, mask=True), mask=mask, lossy="tiny")
+    write_strips(tmp_path / "a.zarr", pixels, metadata(4, mask=True), mask=mask, lossy="tiny")
     group = zarr.open_group(str(tmp_path / "a.zarr"), mode="r")
     np.testing.assert_array_equal(group["image"][:], pixels)
     np.testing.assert_array_equal(group["mask"][:], mask)
     assert group.attrs["spatial:transform"] == list(TRANSFORM)[:6]
     assert group.attrs["ditic_lossy"] == "tiny"
-    write(tmp_path / "a.zarr", pixels[:, :9], metadata(4), overwrite=True)
+    write_strips(tmp_path / "a.zarr", pixels[:, :9], metadata(4), overwrite=True)
     assert "mask" not in zarr.open_group(str(tmp_path / "a.zarr"), mode="r")
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "float32"])
 def test_npy_holds_the_samples_as_numpy_saves_them(tmp_path: Path, dtype: str) -> None:
     pixels, mask = noise(4, 700, 600, dtype), np.full((700, 600), 255, np.uint8)
-    write(tmp_path / "a.npy", pixels, metadata(4, extrasamples=[2], alpha=3, mask=True), mask=mask)
+    write_strips(tmp_path / "a.npy", pixels, metadata(4, extrasamples=[2], alpha=3, mask=True), mask=mask)
     np.save(tmp_path / "b.npy", np.moveaxis(pixels, 0, -1))
     np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), np.load(tmp_path / "b.npy"))
     np.save(tmp_path / "b.npy", np.ascontiguousarray(np.moveaxis(pixels, 0, -1)))
@@ -340,21 +326,21 @@ def test_overwriting_a_zarr_takes_no_folder_away_that_is_not_one(tmp_path: Path,
         (tmp_path / "b").mkdir()
         place.symlink_to(tmp_path / "b")
     elif name == "zarr.json":
-        write(place, noise(3, 5, 5), metadata())
+        write_strips(place, noise(3, 5, 5), metadata())
         (place / "thesis.txt").write_text("mine")
     else:
         (place / name).parent.mkdir(parents=True)
         (place / name).write_text("mine")
     before = stamp(tmp_path)
     with pytest.raises(ConfigError, match=r"a\.zarr .*; choose another name"):
-        write(place, noise(3, 5, 5), metadata(), overwrite=True)
+        write_strips(place, noise(3, 5, 5), metadata(), overwrite=True)
     assert stamp(tmp_path) == before
 
 
 def test_overwriting_replaces_a_zarr_or_an_empty_folder(tmp_path: Path) -> None:
     (tmp_path / "a.zarr").mkdir()
     for size in (5, 6):
-        write(tmp_path / "a.zarr", noise(3, size, size), metadata(), overwrite=True)
+        write_strips(tmp_path / "a.zarr", noise(3, size, size), metadata(), overwrite=True)
         assert zarr.open_group(str(tmp_path / "a.zarr"), mode="r")["image"].shape == (3, size, size)
 
 
@@ -364,10 +350,10 @@ def test_overwriting_replaces_a_zarr_or_an_empty_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", OUTPUTS)
 def test_an_error_leaves_nothing_behind_and_an_old_file_alone(tmp_path: Path, name: str) -> None:
     pixels = noise(3, 100, 50)
-    write(tmp_path / name, pixels, metadata())
+    write_strips(tmp_path / name, pixels, metadata())
     before = stamp(tmp_path / name)
     with pytest.raises(ConfigError, match="--overwrite"):
-        write(tmp_path / name, pixels, metadata())
+        write_strips(tmp_path / name, pixels, metadata())
     options: dict[str, Any] = {
         "height": 100,
         "width": 50,
@@ -395,7 +381,7 @@ def test_a_second_run_to_the_same_name_is_refused_and_the_first_is_not_disturbed
                 open_output(tmp_path / name, overwrite=overwrite, **options)
         output.write(Window(row=60, col=0, height=40, width=50), pixels[:, 60:])
     assert [path.name for path in tmp_path.iterdir()] == [name]
-    write(tmp_path / f"alone-{name}", pixels, metadata())
+    write_strips(tmp_path / f"alone-{name}", pixels, metadata())
     assert content(tmp_path / name) == content(tmp_path / f"alone-{name}")
 
 
@@ -420,7 +406,7 @@ def test_a_file_that_appears_meanwhile_is_left_alone(
     assert (tmp_path / name).read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir()] == [name]
     (tmp_path / name).unlink()
-    write(tmp_path / name, pixels, metadata())
+    write_strips(tmp_path / name, pixels, metadata())
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
@@ -463,13 +449,13 @@ def test_a_full_disk_is_one_storage_error_and_leaves_nothing(tmp_path: Path, nam
 
 def test_a_folder_that_cannot_be_written_is_a_storage_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="does not exist"):
-        write(tmp_path / "no" / "a.tif", noise(1, 5, 5), metadata(1))
+        write_strips(tmp_path / "no" / "a.tif", noise(1, 5, 5), metadata(1))
     (tmp_path / "a.tif.partial").mkdir()
     (tmp_path / "a.tif.partial" / "file").write_text("left by a killed run")
-    write(tmp_path / "a.tif", noise(1, 5, 5), metadata(1))
+    write_strips(tmp_path / "a.tif", noise(1, 5, 5), metadata(1))
     assert [path.name for path in tmp_path.iterdir()] == ["a.tif"]
     with pytest.raises(StorageError):
-        write(tmp_path / ("n" * 250 + ".tif"), noise(1, 5, 5), metadata(1))
+        write_strips(tmp_path / ("n" * 250 + ".tif"), noise(1, 5, 5), metadata(1))
 
 
 @pytest.mark.parametrize("name", OUTPUTS)
@@ -482,7 +468,7 @@ def test_a_folder_that_is_read_only_is_a_storage_error_with_advice(
     for owner, verb in ((os, "open"), (os, "unlink"), (os, "rmdir")):  # root writes where it likes
         monkeypatch.setattr(owner, verb, refuse)
     with pytest.raises(StorageError, match=r"a\..*: Read-only file system; .*run"):
-        write(tmp_path / name, noise(1, 5, 5), metadata(1))
+        write_strips(tmp_path / name, noise(1, 5, 5), metadata(1))
 
 
 def test_strips_out_of_order_or_of_another_shape_are_refused(tmp_path: Path) -> None:
@@ -506,7 +492,7 @@ def test_strips_out_of_order_or_of_another_shape_are_refused(tmp_path: Path) -> 
 def test_names_that_say_no_format_are_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "folder.tif").mkdir()
     with pytest.raises(ConfigError):
-        write(tmp_path / name, noise(3, 5, 5), metadata(), overwrite=True)
+        write_strips(tmp_path / name, noise(3, 5, 5), metadata(), overwrite=True)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 """Which actor does which key, and what happens when one dies, runs out of memory, or is slow.
 
 In: runs (a pickled task and its keys, by `submit`).  Out: events in each run's inbox: notes, results, failures.
-Knows actors and keys; knows nothing of scenes, nor of what keys mean.  One thread decides; everything that happens
-(an answer, a death, a new key) reaches it as an event, so that nothing has to be asked for again and again.
+Knows actors and keys (_members); knows nothing of scenes, nor of what keys mean.  One thread decides; everything that
+happens (an answer, a death, a new key) reaches it as an event, so that nothing has to be asked for again and again.
 
     submit --> waiting keys --> actor with room --> answer --> inbox
                     ^               | dies: its key again, elsewhere; another actor takes its place
@@ -17,27 +17,24 @@ from __future__ import annotations
 
 import contextlib
 import queue
-import statistics
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
 import ray
-from ray.exceptions import ActorUnavailableError, GetTimeoutError, OutOfMemoryError, RayActorError, RayError
+from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorError, RayError
 
 from ditic_stream._tasks import WORDS, name_of
-from ditic_stream.errors import OUT_OF_MEMORY, DiticError, TaskError
-from ditic_stream.workers._actor import Answer, Board, Call, Place, Worker
+from ditic_stream.errors import DiticError, TaskError
+from ditic_stream.workers._actor import Answer, Board, Call, Worker
+from ditic_stream.workers._members import Counts, Job, Member, Run, words_of
 from ditic_stream.workers._meters import Meters
 
 POLL_SECONDS = 0.5
 """How often workers are asked what they are at."""
-SHORT_SECONDS = 1.0
-"""Keys that take less are handed out one ahead, so that a worker does not wait for the driver."""
 SLOW_TIMES, SLOW_SECONDS = 4.0, 10.0
 """A key that takes this many times the median, and at least so long, is given to an idle worker as well."""
 LOSSES = 20
@@ -48,71 +45,6 @@ SILENT_SECONDS = 120.0
 """A worker that does not even say what it is at, for so long, is taken for dead and ended."""
 STARVED = 5
 """Times a key may end its worker for memory, each time with one worker less, before it is taken for the cause."""
-
-
-@dataclass(slots=True, eq=False)
-class Run:
-    """One task and its keys, as the fleet sees them."""
-
-    name: str
-    blob: Any
-    label: str
-    attempts: int
-    priority: int
-    repeatable: bool
-    inbox: queue.SimpleQueue[tuple[str, Any, Any]] = field(default_factory=queue.SimpleQueue)
-    waiting: deque[Job] = field(default_factory=deque)
-    jobs: dict[int, Job] = field(default_factory=dict)
-    seconds: deque[float] = field(default_factory=lambda: deque(maxlen=64))
-
-
-@dataclass(slots=True, eq=False)
-class Job:
-    """A key on its way."""
-
-    run: Run
-    index: int
-    key: Any
-    attempt: int = 1
-    losses: int = 0
-    starved: int = 0
-    careful: bool = False
-    told: int = 0
-    """Units that the run's inbox has heard of."""
-    note: Any = None
-    holders: list[Member] = field(default_factory=list)
-    asked_back: bool = False
-    """An idle member could have it, if its holder has not begun."""
-
-
-@dataclass(slots=True, eq=False)
-class Member:
-    """An actor of the fleet."""
-
-    handle: Any
-    device: str | None
-    lanes: int
-    began: float = field(default_factory=time.monotonic)
-    place: Place | None = None
-    jobs: dict[Job, float] = field(default_factory=dict)
-    """In the order they were sent, and when."""
-    asked: float | None = None
-    """Since when it has not said what it is at."""
-    busy: float = 0.0
-    done: int = 0
-    memory: int = 0
-
-
-@dataclass(slots=True)
-class Counts:
-    """What happened so far."""
-
-    restarts: int = 0
-    nodes_lost: int = 0
-    retries: int = 0
-    shrinks: int = 0
-    doubled: int = 0
-    """Keys that were given to a second worker because the first was slow."""
 
 
 class Fleet:
@@ -175,16 +107,7 @@ class Fleet:
 
     def usage(self) -> list[dict[str, Any]]:
         """Each actor that lives: where, what it did, and the share of its time that it was at work."""
-        now = time.monotonic()
-        return [
-            {
-                "node": member.place.node[:8], "host": member.place.host, "pid": member.place.pid,
-                "device": member.place.device, "keys": member.done, "lanes": member.lanes, "memory": member.memory,
-                "busy": round(min(member.busy / max(now - member.began, 1e-6) / member.lanes, 1.0), 3),
-            }
-            for member in list(self.members)
-            if member.place is not None
-        ]  # fmt: skip
+        return [member.usage() for member in list(self.members) if member.place is not None]
 
     # The one thread.
 
@@ -208,7 +131,7 @@ class Fleet:
                 self._give_up(TaskError(f"the cluster cannot be used: {type(error).__name__}: {error}"[:WORDS]))
         self._give_up(TaskError("the workers were ended; run the same command again"))
         for member in self.members:
-            self._kill(member)
+            member.end()
         if self._board is not None:
             with contextlib.suppress(Exception):
                 ray.kill(self._board)
@@ -224,7 +147,7 @@ class Fleet:
                 member.asked = now
                 self._watch(member.handle.state.options(concurrency_group="watch").remote(), "state", member)
         for member in [one for one in self.members if one.asked is not None and now - one.asked > SILENT_SECONDS]:
-            self._kill(member, wait=True)  # a process that was stopped holds its locks until it is gone
+            member.end(wait=True)  # a process that was stopped holds its locks until it is gone
             self._bury(member, TimeoutError(f"did not answer for {SILENT_SECONDS:.0f} s, and was ended"))
         if any(run.jobs for run in self._runs) and not any(member.place for member in self.members):
             if now - self._alone_since > self._start_seconds:
@@ -257,13 +180,13 @@ class Fleet:
         if error is None:
             member.place, member.began, self._failed_starts = future.result(), time.monotonic(), 0
             return
-        self._failed_starts += self._node_lives(member, error)
+        self._failed_starts += member.node_lives(error)
         if self._failed_starts < FAILED_STARTS:
             self._bury(member, error)
             return
         self.members.remove(member)
         if not any(one.place for one in self.members):
-            self._give_up(TaskError(f"workers die before they are ready: {_words(error)}"))
+            self._give_up(TaskError(f"workers die before they are ready: {words_of(error)}"))
 
     def _submitted(self, job: Job) -> None:
         if job.run in self._runs:
@@ -280,7 +203,7 @@ class Fleet:
         for member in [one for one in self.members if any(job.run is run for job in one.jobs)]:
             refs = [job for job in member.jobs if job.run is not run]
             self.members.remove(member)
-            self._kill(member, wait=True)
+            member.end(wait=True)
             for job in refs:
                 self._again(job, member)
             self._replace(member)
@@ -298,13 +221,8 @@ class Fleet:
 
     def _roomiest(self) -> Member | None:
         """The member with the fewest keys that has room for one more."""
-        free = [one for one in self.members if one.place is not None and len(one.jobs) < self._capacity(one)]
+        free = [one for one in self.members if one.place is not None and len(one.jobs) < one.capacity]
         return min(free, key=lambda one: len(one.jobs), default=None)
-
-    def _capacity(self, member: Member) -> int:
-        if any(job.careful for job in member.jobs):
-            return 0  # alone, so that a death tells who it was
-        return member.lanes + (member.lanes == 1 and all(_median(job.run) < SHORT_SECONDS for job in member.jobs))
 
     def _next(self, member: Member) -> Job | None:
         ready = [run for run in self._runs if run.waiting]
@@ -312,8 +230,11 @@ class Fleet:
             at_work = Counter(job.run.name for one in self.members for job in one.jobs)
             ready.sort(key=lambda run: (-run.priority, at_work[run.name]))
         for run in ready:
-            if not (run.waiting[0].careful and member.jobs):
-                return run.waiting.popleft()
+            # Not one that it has left to others and has not answered for: that answer would be taken for the new one's.
+            job = next((one for one in run.waiting if one not in member.jobs), None)
+            if job is not None and not (job.careful and member.jobs):
+                run.waiting.remove(job)
+                return job
         return None if member.jobs else self._slow()
 
     def _slow(self) -> Job | None:
@@ -321,7 +242,7 @@ class Fleet:
         now = time.monotonic()
         for member in self.members:
             for place, (job, sent) in enumerate(member.jobs.items()):
-                if len(job.holders) != 1 or job.run.jobs.get(job.index) is not job:
+                if job.holders != [member] or job.run.jobs.get(job.index) is not job:
                     continue
                 if place >= member.lanes:
                     if not job.asked_back:
@@ -331,7 +252,7 @@ class Fleet:
                     continue
                 if job.careful or not job.run.repeatable:
                     continue
-                limit = max(SLOW_SECONDS, SLOW_TIMES * _median(job.run))
+                limit = max(SLOW_SECONDS, SLOW_TIMES * job.run.median)
                 if len(job.run.seconds) >= 3 and now - sent > limit:
                     self.counts.doubled += 1
                     return job
@@ -361,7 +282,7 @@ class Fleet:
         if member in job.holders:
             job.holders.remove(member)
         if error is not None:
-            answer = Answer(kind="failed", what=TaskError(f"Ray gave no answer: {_words(error)}"))
+            answer = Answer(kind="failed", what=TaskError(f"Ray gave no answer: {words_of(error)}"))
         else:
             answer = future.result()
         member.busy += answer.seconds
@@ -412,10 +333,10 @@ class Fleet:
     def _bury(self, member: Member, error: BaseException) -> None:
         """A member is gone: its keys go to others, and another one takes its place."""
         self.members.remove(member)
-        self._kill(member)
+        member.end()
         self.counts.restarts += 1
         at_work = list(member.jobs)[: member.lanes]
-        lost = not self._node_lives(member, error)
+        lost = not member.node_lives(error)
         no_memory = isinstance(error, OutOfMemoryError) or "OutOfMemory" in str(error)
         self.counts.nodes_lost += lost
         fewer = no_memory and member.lanes == 1 and bool(self.members)
@@ -441,7 +362,7 @@ class Fleet:
                 job.careful = True  # one of several: alone, the next death tells which
                 self._again(job, member)
             else:
-                self._charge(job, self._named(job, f"its worker {_words(error)}"))
+                self._charge(job, self._named(job, f"its worker {words_of(error)}"))
         if no_memory:
             self.counts.shrinks += 1
             if fewer:
@@ -491,38 +412,3 @@ class Fleet:
     def _give_up(self, error: TaskError) -> None:
         for run in self._runs:
             run.inbox.put(("broken", None, error))
-
-    def _node_lives(self, member: Member, error: BaseException) -> bool:
-        if isinstance(error, ActorUnavailableError) or "node has died" in str(error):
-            return False
-        if member.place is None:
-            return True
-        return any(node["Alive"] and node["NodeID"] == member.place.node for node in ray.nodes())
-
-    def _kill(self, member: Member, *, wait: bool = False) -> None:
-        with contextlib.suppress(Exception):
-            ray.kill(member.handle, no_restart=True)
-            if wait:
-                with contextlib.suppress(RayError):
-                    for _ in range(100):  # a call to an actor that is gone raises; one that lives may still write
-                        with contextlib.suppress(GetTimeoutError):
-                            ray.get(member.handle.state.options(concurrency_group="watch").remote(), timeout=1)
-                        time.sleep(0.05)
-
-
-def _median(run: Run) -> float:
-    return statistics.median(run.seconds) if run.seconds else SHORT_SECONDS
-
-
-def _words(error: BaseException) -> str:
-    """What Ray says of a death, in a line."""
-    text = " ".join(str(error).split())
-    for start in ("The actor is dead because ", "The actor died because "):
-        if start in text:
-            text = text[text.index(start) + len(start) :]
-            break
-    if "worker process has died" in text:
-        return "was killed or crashed; its node is still there: look at the worker's log, or use fewer --workers"
-    if "OutOfMemory" in type(error).__name__ or "memory" in text[:200].lower():
-        return f"was ended by Ray, since the node ran {OUT_OF_MEMORY}"
-    return text[:WORDS]

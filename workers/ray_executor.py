@@ -21,7 +21,8 @@ import ray
 from ditic_stream._tasks import ATTEMPTS, OnNote, Task
 from ditic_stream.errors import ConfigError, DiticError, TaskError
 from ditic_stream.executors import OnFailure, Shared
-from ditic_stream.workers._fleet import Fleet, Run
+from ditic_stream.workers._fleet import Fleet
+from ditic_stream.workers._members import Run
 
 STORE_BYTES = 2**27
 """Object store of a cluster of our own, on this machine: nothing large goes through it."""
