@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -30,7 +30,7 @@ from ditic_stream._store import LOCK, PARTIAL
 from ditic_stream.archive import ArchiveWriter, create_archive, is_there, open_archive, pack_zip, remove_archive
 from ditic_stream.bitstream import EMPTY
 from ditic_stream.config import GridConfig, q_of_quality
-from ditic_stream.errors import ConfigError, DiticError
+from ditic_stream.errors import ConfigError, DiticError, LockedError, StorageError
 from ditic_stream.executors import Executor, executor_for
 from ditic_stream.families import family_of
 from ditic_stream.geometry import TileKey
@@ -253,11 +253,15 @@ def _is_made(target: Place, wanted: Manifest) -> bool:
     return there is not None
 
 
-def _clear(folder: Place, packed: Manifest) -> None:
-    """Take the folder of a zip away that a run left which was killed after packing, before it cleared up."""
-    if folder.suffix == PARTIAL and _earlier(folder) == packed:
-        with _locked(folder):
-            remove_archive(folder)
+def _clear(folder: Place, there: Manifest) -> None:
+    """Take away what a run left that was killed once the archive was whole: the folder of a zip, or a lock."""
+    if folder.suffix == PARTIAL:
+        if _earlier(folder) == there:
+            with _locked(folder):
+                remove_archive(folder)
+    elif isinstance(folder, Path) and (folder / LOCK).exists():
+        with suppress(LockedError, StorageError), _locked(folder):  # unless it is somebody's, or may not be touched
+            pass
 
 
 @contextmanager

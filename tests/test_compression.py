@@ -19,6 +19,7 @@ from pictures import landscape, write_scene
 
 from ditic_stream import compression, regions
 from ditic_stream._encoding import EncodeShard, block_means
+from ditic_stream._lock import hold, release
 from ditic_stream._tasks import translated
 from ditic_stream.archive import create_archive, open_archive
 from ditic_stream.bitstream import EMPTY
@@ -306,6 +307,18 @@ def test_the_same_call_on_a_complete_archive_finds_it_done_and_leaves_it_alone(
     assert again.resumed == again.shards == 12
     assert (again.bytes, again.quality, again.empty) == (first.bytes, first.quality, first.empty)
     assert stamps() == before
+
+
+def test_the_lock_of_a_run_that_was_killed_once_the_archive_was_whole_is_taken_away(scene: Path, tmp_path: Path) -> None:
+    archive = tmp_path / "a.ditic"
+    run(scene, archive)
+    (archive / ".lock").write_text("4711\n")
+    run(scene, archive)
+    assert not (archive / ".lock").exists()
+    handle = hold(archive / ".lock", archive)
+    run(scene, archive)
+    assert (archive / ".lock").exists()
+    release(archive / ".lock", handle)
 
 
 def test_a_complete_archive_of_a_scene_changed_since_is_refused(scene: Path, tmp_path: Path) -> None:
