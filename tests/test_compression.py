@@ -309,7 +309,7 @@ def test_the_same_call_on_a_complete_archive_finds_it_done_and_leaves_it_alone(
     assert stamps() == before
 
 
-def test_the_lock_of_a_run_that_was_killed_once_the_archive_was_whole_is_taken_away(scene: Path, tmp_path: Path) -> None:
+def test_the_lock_of_a_run_killed_once_the_archive_was_whole_is_taken_away(scene: Path, tmp_path: Path) -> None:
     archive = tmp_path / "a.ditic"
     run(scene, archive)
     (archive / ".lock").write_text("4711\n")
