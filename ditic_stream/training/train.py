@@ -15,14 +15,14 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ditic_stream.errors import ConfigError
-from ditic_stream.models.config import LEVELS, PRESETS
+from ditic_stream.models.config import LEVELS, PRESETS, ModelConfig
 from ditic_stream.models.network import Network
 from ditic_stream.models.weights import load_weights
 from ditic_stream.training.curves import draw
@@ -62,6 +62,8 @@ class TrainConfig:
     """Preset of sizes."""
     without: tuple[str, ...] = ()
     """What to leave out, of SWITCHES, for ablations.  Another architecture, so not together with `start`."""
+    changes: dict[str, int] = field(default_factory=dict)
+    """Sizes of the preset to change (fields of ModelConfig), to try another architecture."""
     stage: str = "whole"
     """"whole" trains all networks end to end; "entropy" trains what predicts symbols alone, on pictures' latents, and
     leaves the others as `start` has them."""
@@ -99,6 +101,8 @@ class TrainConfig:
             raise ConfigError(f"side {self.side} px is not a multiple of 256; 256 is the default")
         if self.stage not in ("whole", "entropy") or (self.stage == "entropy" and not self.start):
             raise ConfigError(f"stage {self.stage!r} from {self.start!r}: whole, or entropy from a set of weights")
+        if strange := set(self.changes) - {f.name for f in fields(ModelConfig)}:
+            raise ConfigError(f"{sorted(strange)[0]!r} is no size of a model; see models/config.py")
         if unknown := set(self.without) - set(SWITCHES):
             raise ConfigError(f"without {sorted(unknown)[0]!r} is not one of {', '.join(SWITCHES)}; choose of these")
         if self.start and set(self.without) - {"distillation"}:
@@ -139,10 +143,11 @@ class Trainer:
         pictures = load_pictures([Path(p) for p in config.data])
         held_out = pictures[VALIDATION_EVERY // 2 :: VALIDATION_EVERY] or pictures[:1]
         kept = [p for i, p in enumerate(pictures) if i % VALIDATION_EVERY != VALIDATION_EVERY // 2] or pictures
+        self.held_out = held_out
         self.validation = Crops(held_out, config.side, 1).batch(VALIDATION_CROPS)
         self.training = kept
         left_out = {name: value for part in config.without for name, value in SWITCHES[part].items()}
-        self.network = Network(replace(PRESETS[config.model], **left_out))
+        self.network = Network(replace(PRESETS[config.model], **config.changes, **left_out))
         self.terms = replace(config.terms, distillation=0.0) if "distillation" in config.without else config.terms
         if config.start:
             start_from(self.network, load_weights(config.start))
