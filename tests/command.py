@@ -1,8 +1,8 @@
 """`ditic-stream` in a process of its own, without waiting for imports each time.
 
-A server process imports what the command imports and forks itself for every command: what runs is a process as users
-start it, with its own streams, environment, signals and exit code, but torch and the rest are there already.  What is to
-be shown of the start itself has to be run by `fresh`.
+A server imports what the command imports and forks itself for every command: what runs is a process as users
+start it, with its own streams, environment, signals and exit code, but torch and the rest are there already.  What
+is to be shown of the start itself has to be run by `fresh`.
 """
 
 from __future__ import annotations
