@@ -34,6 +34,7 @@ from ditic_stream.models.paper.entropy import Decoded
 from ditic_stream.models.paper.fixed import SCALE_BITS, VALUE_BITS
 from ditic_stream.models.paper.lean import PixelDecoder, make_lean
 from ditic_stream.models.paper.network import PaperNetwork
+from ditic_stream.models.paper.weights_file import Checkpoint
 
 ENCODE_HALO = 128
 """Pixels the encoder sees beyond a core (benchmarks/paper_seams.py)."""
@@ -72,7 +73,7 @@ class PaperCodec:
     def __init__(
         self,
         info: ModelInfo,
-        opened: checkpoint.Checkpoint,
+        opened: Checkpoint,
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
