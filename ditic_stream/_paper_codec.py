@@ -28,7 +28,7 @@ from ditic_stream.errors import ConfigError
 from ditic_stream.families import family_of
 from ditic_stream.latents import Cells
 from ditic_stream.models import folder
-from ditic_stream.models.paper import checkpoint
+from ditic_stream.models.paper import checkpoint, compiled
 from ditic_stream.models.paper.config import CODED, MODEL
 from ditic_stream.models.paper.entropy import Decoded
 from ditic_stream.models.paper.fixed import SCALE_BITS, VALUE_BITS
@@ -83,7 +83,15 @@ class PaperCodec:
         network.drop_entropy_networks()
         self.network = network.to(self.device)
         make_lean(self.network.vae.encoder)  # type: ignore[arg-type]
-        self._decoder = PixelDecoder(self.network.vae.decoder, opened.config.vae)  # type: ignore[arg-type]
+        self.decoder = PixelDecoder(self.network.vae.decoder, opened.config.vae)  # type: ignore[arg-type]
+        if compiled.asked():
+            self.compile()
+
+    def compile(self) -> None:
+        """Render by compiled graphs from now on; see `models.paper.compiled`."""
+        self.network.DiT.forward = compiled.Compiled(self.network.DiT.forward)
+        self.decoder.deep = compiled.Compiled(self.decoder.deep)
+        self.decoder.tail = compiled.Compiled(self.decoder.tail)
 
     def encode(self, pixels: NDArray[np.float32], core: tuple[slice, slice], q: int) -> Coded:
         """Code the core of a window; see `encode_at`."""
@@ -146,6 +154,6 @@ class PaperCodec:
             )
             latent = self.network.denoise(self.network.heads(Decoded(y, spread))).latent
             del y, spread
-            pixels = self._decoder((latent / self.network.config.scaling).to(self.dtype))
+            pixels = self.decoder((latent / self.network.config.scaling).to(self.dtype))
             out[group] = ((pixels[0].float() + 1) * 0.5).cpu().numpy()
         return out
