@@ -88,6 +88,6 @@ def merged(network: PaperNetwork) -> dict[str, Tensor]:
             continue
         owner, _, leaf = name.rpartition(".base_layer.")
         if owner and leaf == "weight":
-            tensor = tensor.float() + layers[owner].get_delta_weight(ADAPTER).to(tensor.device)  # type: ignore[operator]
+            tensor = tensor.float() + layers[owner].get_delta_weight(ADAPTER).to(tensor.device)
         out[name.replace(".base_layer.", ".")] = tensor.detach().cpu().contiguous()
     return out

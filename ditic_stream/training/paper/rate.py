@@ -72,7 +72,7 @@ def gaussian_bits(residual: Tensor, scale: Tensor) -> Tensor:
 
     In logarithms, so that far values have a gradient.  scale: raw; below 0.11 it counts as that.
     """
-    scale, distance = AtLeast.apply(scale, SCALE_MIN), residual.abs()  # type: ignore[no-untyped-call]
+    scale, distance = AtLeast.apply(scale, SCALE_MIN), residual.abs()
     upper, lower = (torch.special.log_ndtr((edge - distance) / scale) for edge in (0.5, -0.5))
     # log(e^upper - e^lower); the second term tends to 0 where the lower edge is far out
     return -(upper + torch.log(-torch.expm1((lower - upper).clamp_max(-1e-7)))) / LOG2
@@ -94,7 +94,7 @@ def prior_bits(prior: FactorisedPrior, z_BChw: Tensor) -> Tensor:
     lower, upper = (prior_logits(prior, values + shift) for shift in (-0.5, 0.5))
     side = torch.where(lower + upper > 0, -1.0, 1.0).detach()  # where a sigmoid is near 1 its mirror keeps the digits
     mass = (torch.sigmoid(side * upper) - torch.sigmoid(side * lower)).abs()
-    bits = -torch.log(AtLeast.apply(mass, LEAST)) / LOG2  # type: ignore[no-untyped-call]
+    bits = -torch.log(AtLeast.apply(mass, LEAST)) / LOG2
     batch, channels, *size = z_BChw.shape
     return bits[:, 0].reshape(channels, batch, *size).movedim(0, 1)
 
