@@ -47,6 +47,9 @@ def train(
     rate_weight: Annotated[
         float | None, typer.Option(min=0, help="ditic-0.6b: weight of a bit a pixel (default: by the set's name).")
     ] = None,
+    features: Annotated[
+        str | None, typer.Option(metavar="FILE", help="ditic-0.6b: features for the perceptual terms (docs/train.md).")
+    ] = None,
     rank: Annotated[int | None, typer.Option(min=1, help="ditic-0.6b: rank of the adapters (default: 32).")] = None,
     threads: Annotated[int, typer.Option(min=1, help="Replicas on a CPU; of ditic-0.6b threads.")] = 2,
     device: Device = "cpu",
@@ -69,7 +72,7 @@ def train(
         "seed": seed,
     }  # fmt: skip
     common |= {} if rate is None else {"rate": rate}
-    only = {"rate_weight": rate_weight, "rank": rank}
+    only = {"rate_weight": rate_weight, "features": features, "rank": rank}
     run: Callable[[console.Progress], Path]
     if family_of(model) in FAMILIES.values():
         run = _tuning(model, start, common, only, {"--without": without, "--even-levels": even_levels})

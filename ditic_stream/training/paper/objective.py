@@ -3,16 +3,17 @@
 In: the network and crops (B, 3, H, W), 0..1, H and W multiples of 256.  Out: the loss, and figures for the log.
 
     MSE on -1..1  +  LPIPS form  +  0.2 DISTS form  +  weight of rate * bits a pixel  +  0.05 self-distillation
-    (second stage)  +  0.5 * ratio of gradients * adversarial
+    (second stage)  +  0.5 * ratio of gradients * adversarial     (`training.adversary`)
 
-The two perceptual terms compare features of a network whose weights the user names; without them they are left out.
+The two perceptual terms have the form of LPIPS and of DISTS over the features of a network whose weights the user names
+(`training.perceptual`); they are neither, for no layer is fitted to what people judge, and another network looks.
+Without a file of features they are left out.
 Self-distillation is a hinge on the cosine between the denoised latent and the encoder's own, 0.05 relu(1 - 0.5 - cos)
 over the channels of a position (alignment 2 of the paper).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -22,9 +23,7 @@ from ditic_stream.models.paper import backbones
 from ditic_stream.models.paper.network import PaperNetwork
 from ditic_stream.training.losses import self_distillation
 from ditic_stream.training.paper.rate import code
-
-Distance = Callable[[Tensor, Tensor], Tensor]
-"""Of two batches of pixels 0..1 (B, 3, H, W), one figure a picture (B,)."""
+from ditic_stream.training.perceptual import Features, feature_distance, texture_distance
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,9 +33,9 @@ class Weights:
     rate: float = 1.0
     """Of a bit a pixel against the distortion."""
     likeness: float = 1.0
-    """Of the distance of LPIPS's form."""
+    """Of features compared place by place, LPIPS's form."""
     texture: float = 0.2
-    """Of the distance of DISTS's form."""
+    """Of their means and covariances, DISTS's form."""
     distillation: float = 0.05
     adversarial: float = 0.5
     """Times the ratio of the gradients at the decoder's last layer."""
@@ -71,24 +70,21 @@ def show(network: PaperNetwork, x_B3HW: Tensor, noise: torch.Generator | None, *
 
 
 def objective(
-    shown: Shown, x_B3HW: Tensor, weights: Weights, likeness: Distance | None = None, texture: Distance | None = None
-) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """The loss without its adversarial term; the part of it that pixels make, for the ratio of gradients; figures."""
-    error = (shown.pixels - (x_B3HW * 2 - 1)).square().mean()
-    figures = {"mse": error}
-    pixels = error
-    seen = (shown.pixels + 1) / 2
-    for name, weight, distance in (
-        ("likeness", weights.likeness, likeness),
-        ("texture", weights.texture, texture),
-    ):
-        if distance is not None and weight:
-            figures[name] = distance(x_B3HW, seen).mean()
-            pixels = pixels + weight * figures[name]
-    figures["bpp"] = shown.bpp.mean()
-    total = pixels + weights.rate * figures["bpp"]
-    if weights.distillation:
-        one = torch.ones(shown.latent.shape[1], device=x_B3HW.device)
-        figures["distillation"] = self_distillation(shown.latent, shown.denoised, one).mean()
-        total = total + weights.distillation * figures["distillation"]
-    return total, pixels, {"loss": total, **figures}
+    shown: Shown, x_B3HW: Tensor, weights: Weights, features: Features | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss but for its adversarial term, and its parts."""
+    parts = {"mse": (shown.pixels - (x_B3HW * 2 - 1)).square().mean()}
+    total = parts["mse"]
+    if features is not None:
+        seen = (shown.pixels + 1) / 2
+        with torch.no_grad():
+            source = features.taps(x_B3HW)
+        decoded = features.taps(seen)
+        parts["likeness"] = feature_distance(source, decoded).mean()
+        parts["texture"] = texture_distance([x_B3HW, *source], [seen, *decoded]).mean()
+        total = total + weights.likeness * parts["likeness"] + weights.texture * parts["texture"]
+    parts["bpp"] = shown.bpp.mean()
+    one = torch.ones(shown.latent.shape[1], device=x_B3HW.device)
+    parts["distillation"] = self_distillation(shown.latent, shown.denoised, one).mean()
+    total = total + weights.rate * parts["bpp"] + weights.distillation * parts["distillation"]
+    return total, {"loss": total, **parts}

@@ -12,6 +12,7 @@ have done.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -30,12 +31,16 @@ from ditic_stream.models.paper.config import MODEL
 from ditic_stream.models.paper.network import PaperNetwork
 from ditic_stream.models.paper.tuned import SUFFIX, write_tuned
 from ditic_stream.models.paper.weights_file import Checkpoint, open_file
+from ditic_stream.training.adversary import Adversary
 from ditic_stream.training.data import Crops, load_pictures
 from ditic_stream.training.paper import adapters
 from ditic_stream.training.paper.config import TuneConfig
 from ditic_stream.training.paper.objective import Weights, objective, show
 from ditic_stream.training.paper.rate import set_tails
+from ditic_stream.training.perceptual import Features
 
+LAST = f"vae.decoder.conv_out.lora_B{adapters.MARK}weight"
+"""The decoder's last parameter that is trained, at which gradients are weighed against each other."""
 CLIP, AVERAGE, WARM_UP = 4.0, 0.999, 100
 DECAY = 0.01
 VALIDATION_EVERY, VALIDATION_CROPS = 40, 4
@@ -96,6 +101,10 @@ class Tuner:
         self.optimiser = torch.optim.AdamW(groups(self.trained), lr=config.rate)
         self.weights = Weights(rate=config.weight)
         self.bfloat16 = config.precision == "bfloat16" or (config.precision == "auto" and _multiplies(self.device))
+        self.features = Features(config.features, self.device) if config.features else None
+        if self.features is None:
+            logging.getLogger("ditic_stream").info("no file of features: the perceptual terms are left out")
+        self.adversary = Adversary(1, config.rate, self.device, config.seed) if config.stage == "adversarial" else None
         self.steps, self.elapsed = 0, 0.0
         if (self.folder / "checkpoint.pt").exists():
             self._restore()
@@ -106,12 +115,11 @@ class Tuner:
         seen: list[dict[str, float]] = []
         self._report(seen)
         began = time.monotonic() - self.elapsed
-        while self.steps < config.steps if config.steps else self.elapsed < config.minutes * 60:
+        while self.part < 1:
             seen.append(self.step())
             self.elapsed = time.monotonic() - began
             if progress:
-                whole = self.elapsed / self.steps * config.steps if config.steps else config.minutes * 60
-                progress(round(self.elapsed), round(whole))
+                progress(round(self.elapsed), round(self.elapsed / max(self.part, 1e-9)))
             if self.elapsed - last > config.report:
                 last = self.elapsed
                 self._save()
@@ -120,6 +128,12 @@ class Tuner:
         self._save()
         if seen:
             self._report(seen)
+
+    @property
+    def part(self) -> float:
+        """How far the run is, 0..1 and beyond."""
+        config = self.config
+        return self.steps / config.steps if config.steps else self.elapsed / max(config.minutes * 60, 1e-9)
 
     def step(self) -> dict[str, float]:
         """One step; gives its figures."""
@@ -130,12 +144,20 @@ class Tuner:
         for group in self.optimiser.param_groups:
             group["lr"] = self.config.rate * min(1.0, (self.steps + 1) / WARM_UP)
         shown = show(self.network, x, noise, bfloat16=self.bfloat16)
-        total, _, figures = objective(shown, x, self.weights)
+        total, figures = objective(shown, x, self.weights, self.features)
+        if self.adversary is not None:
+            self.adversary.part = self.part
+            even = torch.ones(len(x), device=self.device)
+            seen, last = (shown.pixels + 1) / 2, self.trained[LAST]
+            term, figures["told_apart"] = self.adversary.pull(0, x, seen, even, total, last)
+            total = total + self.weights.adversarial * term
         total.backward()
         norm = nn.utils.clip_grad_norm_(self.trained.values(), CLIP)
         if torch.isfinite(norm):
             self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
+        if self.adversary is not None:
+            self.adversary.step()
         self.steps += 1
         decay = min(AVERAGE, (1 + self.steps) / (10 + self.steps))
         with torch.no_grad():
@@ -203,6 +225,7 @@ class Tuner:
             "trained": {name: parameter.detach() for name, parameter in self.trained.items()},
             "averaged": self.averaged,
             "optimiser": self.optimiser.state_dict(),
+            "adversary": self.adversary.state() if self.adversary is not None else None,
             "steps": self.steps,
             "elapsed": self.elapsed,
         }
@@ -226,6 +249,8 @@ class Tuner:
                 parameter.copy_(state["trained"][name])
                 self.averaged[name].copy_(state["averaged"][name])
         self.optimiser.load_state_dict(state["optimiser"])
+        if self.adversary is not None:
+            self.adversary.restore(state["adversary"])
         self.steps, self.elapsed = state["steps"], state["elapsed"]
 
 
