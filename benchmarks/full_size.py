@@ -5,8 +5,9 @@
     python -m benchmarks.full_size --size ../shared/reference/golden-reduced-config.json --side 256 512
 
 A square of `side` pixels is coded and decoded as one window.  Latency is the best of --repeat goes after one that warms
-up, by CUDA events on a GPU; `peak` is the most memory that was held while a part ran, weights included: allocated on a
-GPU, resident on a CPU.  --batch shows what several windows in one pass would save (SANA and the decoder).  Compiled
+up: by CUDA events on a GPU; on a CPU of processor time over threads, which other work on the machine does not stretch
+much.  `peak` is the most memory that was held while a part ran, weights included: allocated on a GPU, resident on a
+CPU.  --batch shows what several windows in one pass would save (SANA and the decoder).  Compiled
 graphs are checked against eager ones: the largest difference of pixels in 0..1 is printed.
 """
 
@@ -96,16 +97,24 @@ class Meter:
             torch.cuda.synchronize()
             # What runs on the host alone has no events to speak of.
             return found, max(begin.elapsed_time(end) / 1000, 0.0) or time.perf_counter() - began
-        began = time.perf_counter()
+        began = time.process_time()
         found = run()
-        return found, time.perf_counter() - began
+        return found, (time.process_time() - began) / torch.get_num_threads()
 
 
 @torch.inference_mode()
 def measure(
-    codec: PaperCodec, side: int, meter: Meter, batches: list[int], kept: dict[int, Coded], *, encode: bool
+    codec: PaperCodec,
+    side: int,
+    meter: Meter,
+    batches: list[int],
+    kept: dict[int, Coded],
+    *,
+    encode: bool,
+    whole: bool,
 ) -> np.ndarray | None:
-    """All parts of one side; gives the pixels.  kept: by side, what was coded first, and is decoded every time."""
+    """All parts of one side, and `whole` ways there and back; gives the pixels.  kept: by side, what was coded first,
+    and is decoded every time."""
     network, device = codec.network, codec.device
     random = np.random.default_rng(side)
     cells, coded = side // 64, None
@@ -127,8 +136,9 @@ def measure(
         y, z = meter(ENCODE[2], analyse)
         del latent, aux
         coded = meter(ENCODE[3], lambda: codec.entropy.push([z], [y]))
-        whole = slice(0, side)
-        meter("encode, all", lambda: codec.encode(units, (whole, whole), 0))
+        if whole:
+            every = slice(0, side)
+            meter("encode, all", lambda: codec.encode(units, (every, every), 0))
         print(f"  {8 * (len(coded.words) + len(coded.escapes)) / side**2:.3f} bits a pixel")
     elif side not in kept:  # symbols of about the same spread, without the encoder's pass
         y = random.normal(0, 2, (320, cells, cells)).astype(np.float32)
@@ -144,7 +154,9 @@ def measure(
     step = meter(DECODE[2], lambda: network.denoise(heads).latent)
     unscaled = (step / network.config.scaling).to(codec.dtype)
     meter(DECODE[3], lambda: codec.decoder(unscaled))
-    pixels: np.ndarray | None = meter("render, all", lambda: codec.render(found.values, found.scales, 0, (0, 0)))
+    pixels: np.ndarray | None = None
+    if whole:
+        pixels = meter("render, all", lambda: codec.render(found.values, found.scales, 0, (0, 0)))
     for batch in batches:
         many = type(heads)(*(part.expand(batch, -1, -1, -1).contiguous() for part in vars(heads).values()))
         together = unscaled.expand(batch, -1, -1, -1).contiguous()
@@ -191,6 +203,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=5 if cuda else 1, help="Goes after the first.")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--decode-only", action="store_true")
+    parser.add_argument("--parts-only", action="store_true", help="Leave out the goes through all parts in one.")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
@@ -216,7 +229,7 @@ def main() -> None:
                 base = {"side": side, "dtype": dtype, "graphs": graphs, "device": kind, "threads": args.threads}
                 meter = Meter(device, args.repeat, base, rows)
                 encode = not args.decode_only and graphs == "eager"
-                pixels = measure(codec, side, meter, args.batch, kept, encode=encode)
+                pixels = measure(codec, side, meter, args.batch, kept, encode=encode, whole=not args.parts_only)
                 if pixels is None:
                     continue
                 before = shown.setdefault((side, dtype), pixels)
