@@ -28,6 +28,15 @@ def train(
     even_levels: Annotated[
         bool, typer.Option("--even-levels", help="First space the rate levels of --start evenly in rate.")
     ] = False,
+    features: Annotated[
+        str, typer.Option(help="Features file (SqueezeNet 1.1, safetensors) for --perceptual, see docs/train.md.")
+    ] = "",
+    perceptual: Annotated[
+        float, typer.Option(min=0, help="Weight of the distance of features at low rates; 0: none.")
+    ] = 0.0,
+    adversarial: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of a discriminator's pull at low rates, say 0.5; 0: none.")
+    ] = 0.0,
     minutes: Annotated[float, typer.Option(min=0, help="Wall time to train; the learning rate falls over it.")] = 60.0,
     batch: Annotated[int, typer.Option(min=1, help="Crops a step, over all threads.")] = 8,
     side: Annotated[int, typer.Option(help="Side of a crop, pixels: a multiple of 256.")] = 256,
@@ -46,12 +55,14 @@ def train(
     Example:  ditic-stream train pictures/ --model tiny --minutes 10 --out runs/tiny
     To go on: ditic-stream train scenes.tar --start small --minutes 120 --rate 5e-4 --out runs/mine
     """
+    from ditic_stream.training.objective import Terms
     from ditic_stream.training.train import TrainConfig, run
 
     settings = TrainConfig(
         data=tuple(map(str, data)), out=str(out), model=model, start=start, stage=stage,
         without=tuple(without or ()), even_levels=even_levels, minutes=minutes, batch=batch, side=side, rate=rate,
-        threads=threads, device=device, precision=precision, report=report, seed=seed,
+        threads=threads, device=device, precision=precision, report=report, seed=seed, features=features,
+        terms=Terms(perceptual=perceptual, adversarial=adversarial),
     )  # fmt: skip
     with (
         console.interruptible(f"run the same command again to go on from the last checkpoint in {out}"),
