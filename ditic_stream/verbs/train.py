@@ -37,6 +37,15 @@ def train(
     even_levels: Annotated[
         bool, typer.Option("--even-levels", help="First space the rate levels of --start evenly in rate.")
     ] = False,
+    features: Annotated[
+        str, typer.Option(help="Features file (SqueezeNet 1.1, safetensors) for --perceptual, see docs/train.md.")
+    ] = "",
+    perceptual: Annotated[
+        float, typer.Option(min=0, help="Weight of the distance of features at low rates; 0: none.")
+    ] = 0.0,
+    adversarial: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of a discriminator's pull at low rates, say 0.5; 0: none.")
+    ] = 0.0,
     minutes: Annotated[float, typer.Option(min=0, help="Wall time to train; the learning rate falls over it.")] = 60.0,
     steps: Annotated[int, typer.Option(min=0, help="Steps to train in place of --minutes, when not 0.")] = 0,
     batch: Annotated[int, typer.Option(min=1, help="Crops a step, over all threads.")] = 8,
@@ -66,6 +75,7 @@ def train(
     To go on: ditic-stream train scenes.tar --start small --minutes 120 --rate 5e-4 --out runs/mine
     To tune:  ditic-stream train scenes.tar --model ditic-0.6b:q3 --device cuda --minutes 600 --out runs/q3
     """
+<<<<<<< HEAD
     common = {
         "data": tuple(map(str, data)), "out": str(out), "stage": stage, "minutes": minutes, "steps": steps,
         "batch": batch, "side": side, "threads": threads, "device": device, "precision": precision, "report": report,
@@ -78,6 +88,17 @@ def train(
         run = _tuning(model, start, common, only, {"--without": without, "--even-levels": even_levels})
     else:
         run = _training(model, start, common, only, {"without": tuple(without or ()), "even_levels": even_levels})
+=======
+    from ditic_stream.training.objective import Terms
+    from ditic_stream.training.train import TrainConfig, run
+
+    settings = TrainConfig(
+        data=tuple(map(str, data)), out=str(out), model=model, start=start, stage=stage,
+        without=tuple(without or ()), even_levels=even_levels, minutes=minutes, batch=batch, side=side, rate=rate,
+        threads=threads, device=device, precision=precision, report=report, seed=seed, features=features,
+        terms=Terms(perceptual=perceptual, adversarial=adversarial),
+    )  # fmt: skip
+>>>>>>> t3
     with (
         console.interruptible(f"run the same command again to go on from the last checkpoint in {out}"),
         console.Progress("train", quiet=quiet, unit="min") as progress,
