@@ -38,7 +38,10 @@ def train(
         bool, typer.Option("--even-levels", help="First space the rate levels of --start evenly in rate.")
     ] = False,
     features: Annotated[
-        str, typer.Option(help="Features file (SqueezeNet 1.1, safetensors) for --perceptual, see docs/train.md.")
+        str,
+        typer.Option(
+            help="Features file (SqueezeNet 1.1, safetensors) for --perceptual and ditic-0.6b, see docs/train.md."
+        ),
     ] = "",
     perceptual: Annotated[
         float, typer.Option(min=0, help="Weight of the distance of features at low rates; 0: none.")
@@ -56,9 +59,6 @@ def train(
     rate_weight: Annotated[
         float | None, typer.Option(min=0, help="ditic-0.6b: weight of a bit a pixel (default: by the set's name).")
     ] = None,
-    features: Annotated[
-        str | None, typer.Option(metavar="FILE", help="ditic-0.6b: features for the perceptual terms (docs/train.md).")
-    ] = None,
     rank: Annotated[int | None, typer.Option(min=1, help="ditic-0.6b: rank of the adapters (default: 32).")] = None,
     threads: Annotated[int, typer.Option(min=1, help="Replicas on a CPU; of ditic-0.6b threads.")] = 2,
     device: Device = "cpu",
@@ -75,30 +75,20 @@ def train(
     To go on: ditic-stream train scenes.tar --start small --minutes 120 --rate 5e-4 --out runs/mine
     To tune:  ditic-stream train scenes.tar --model ditic-0.6b:q3 --device cuda --minutes 600 --out runs/q3
     """
-<<<<<<< HEAD
     common = {
         "data": tuple(map(str, data)), "out": str(out), "stage": stage, "minutes": minutes, "steps": steps,
         "batch": batch, "side": side, "threads": threads, "device": device, "precision": precision, "report": report,
-        "seed": seed,
+        "seed": seed, "features": features,
     }  # fmt: skip
     common |= {} if rate is None else {"rate": rate}
-    only = {"rate_weight": rate_weight, "features": features, "rank": rank}
+    only = {"rate_weight": rate_weight, "rank": rank}
+    own: dict[str, Any] = {"without": tuple(without or ()), "even_levels": even_levels}
+    terms = {"perceptual": perceptual, "adversarial": adversarial}
     run: Callable[[console.Progress], Path]
     if family_of(model) in FAMILIES.values():
-        run = _tuning(model, start, common, only, {"--without": without, "--even-levels": even_levels})
+        run = _tuning(model, start, common, only, own | terms)
     else:
-        run = _training(model, start, common, only, {"without": tuple(without or ()), "even_levels": even_levels})
-=======
-    from ditic_stream.training.objective import Terms
-    from ditic_stream.training.train import TrainConfig, run
-
-    settings = TrainConfig(
-        data=tuple(map(str, data)), out=str(out), model=model, start=start, stage=stage,
-        without=tuple(without or ()), even_levels=even_levels, minutes=minutes, batch=batch, side=side, rate=rate,
-        threads=threads, device=device, precision=precision, report=report, seed=seed, features=features,
-        terms=Terms(perceptual=perceptual, adversarial=adversarial),
-    )  # fmt: skip
->>>>>>> t3
+        run = _training(model, start, common, only, own, terms)
     with (
         console.interruptible(f"run the same command again to go on from the last checkpoint in {out}"),
         console.Progress("train", quiet=quiet, unit="min") as progress,
@@ -110,9 +100,15 @@ def train(
 
 
 def _training(
-    model: str, start: str, common: dict[str, Any], only: dict[str, Any], own: dict[str, Any]
+    model: str,
+    start: str,
+    common: dict[str, Any],
+    only: dict[str, Any],
+    own: dict[str, Any],
+    terms: dict[str, float],
 ) -> Callable[[console.Progress], Path]:
     """A run of the package's own networks."""
+    from ditic_stream.training.objective import Terms
     from ditic_stream.training.train import TrainConfig, run
 
     for name, value in only.items():
@@ -120,7 +116,7 @@ def _training(
             raise ConfigError(f"--{name.replace('_', '-')} is of ditic-0.6b; {model} has no such thing")
     if common["stage"] == "adversarial":
         raise ConfigError(f"the stage adversarial is of ditic-0.6b; for {model} take whole or entropy")
-    settings = TrainConfig(model=model, start=start, **common, **own)
+    settings = TrainConfig(model=model, start=start, terms=Terms(**terms), **common, **own)
     return lambda progress: run(settings, progress)
 
 
@@ -133,7 +129,8 @@ def _tuning(
 
     for name, value in others.items():
         if value:
-            raise ConfigError(f"{name} is of the package's own networks; leave it out for {model}")
+            option = f"--{name.replace('_', '-')}"
+            raise ConfigError(f"{option} is of the package's own networks; leave it out for {model}")
     if start and ":" in model:
         raise ConfigError(f"--model {model} names a set to start from, and so does --start {start}; leave one out")
     if not start and ":" not in model:
