@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -254,6 +255,21 @@ def test_compiled_graphs_show_the_same_picture_and_where_they_fail_the_networks_
     assert [record.getMessage() for record in caplog.records] == (
         [] if works else ["torch.compile fails here (RuntimeError: no compiler here); ditic-0.6b goes on without it"]
     )
+
+
+def test_every_shape_is_compiled_once_however_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes: list[tuple[int, ...]] = []
+
+    def note(graph: Any, inputs: list[Any]) -> Any:
+        shapes.append(tuple(inputs[0].shape))
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=note))  # graphs alone: no compiler is needed
+    found = Compiled(lambda x: x.square() + 1)
+    for _ in range(2):
+        for side in range(2, 14):  # a ragged scene has nine sizes of windows, and torch stops at eight
+            found(torch.ones(side, 3))
+    assert shapes == [(side, 3) for side in range(2, 14)]
 
 
 def test_records_decode_alone_and_say_their_licence(archive: Path, paper: PaperCodec) -> None:

@@ -2,6 +2,9 @@
 
 In: a function of tensors.  Out: a function of the same values, up to rounding.  Asked for by $DITIC_COMPILE=1, for
 rendering alone: compiled graphs round otherwise, and each size of window is compiled once, in about a minute.
+
+torch gives up on a function after eight shapes and runs it plain from the ninth on.  A ragged scene has nine sizes of
+windows, so pixels would depend on which of them came first; here every shape is compiled.
 """
 
 from __future__ import annotations
@@ -14,6 +17,8 @@ from typing import Any
 import torch
 
 VARIABLE = "DITIC_COMPILE"
+SHAPES = 1024
+"""Shapes that are compiled, at most: of windows at the edges of scenes, and of the decoder's tiles in large ones."""
 
 
 def asked() -> bool:
@@ -31,7 +36,10 @@ class Compiled:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self._fast is not None:
             try:
-                return self._fast(*args, **kwargs)
+                # `Any`: torch's own settings carry no types.
+                limits: Any = torch._dynamo.config
+                with limits.patch(recompile_limit=SHAPES, accumulated_recompile_limit=8 * SHAPES):
+                    return self._fast(*args, **kwargs)
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:  # compilers, and what they call, raise classes of their own
