@@ -39,6 +39,8 @@ RUNS, WASTE = 3, 1.0
 wanted: with its index, the records around a window of 512 pixels then come in four requests."""
 ETAG = re.compile(r"[!#-~]{1,1024}")
 """What an ETag that a manifest keeps looks like, without its quotes."""
+WASTE_AT_MOST = 2.0
+"""The same where a number of requests is asked for."""
 LARGEST = 2**24
 """Bytes of one request; longer ranges are taken apart."""
 AHEAD, AMONG = 2**16, 2**15
@@ -52,11 +54,13 @@ def coalesced(ranges: Iterable[Range], *, alone: bool, near: int = NEAR) -> list
     alone: nothing else is asked for at the same time; then there are at most RUNS of them, if WASTE allows.
     near: bytes between two ranges that are read rather than asked about.
     """
-    return coalesced_groups([ranges], RUNS if alone else None, near)[0]
+    return coalesced_groups([ranges], RUNS if alone else None, WASTE, near)[0]
 
 
-def coalesced_groups(groups: Iterable[Iterable[Range]], most: int | None, near: int = NEAR) -> list[list[Range]]:
-    """The same for ranges of several objects; most: how many there are in all at most, if WASTE allows."""
+def coalesced_groups(
+    groups: Iterable[Iterable[Range]], most: int | None, waste: float, near: int = NEAR
+) -> list[list[Range]]:
+    """The same for ranges of several objects; most: how many there are in all at most, if `waste` allows."""
     runs: list[list[list[int]]] = []
     for ranges in groups:
         own: list[list[int]] = []
@@ -66,7 +70,7 @@ def coalesced_groups(groups: Iterable[Iterable[Range]], most: int | None, near: 
             else:
                 own.append([start, start + length])
         runs.append(own)
-    spare = WASTE * sum(end - start for own in runs for start, end in own)
+    spare = waste * sum(end - start for own in runs for start, end in own)
     while most is not None and sum(map(len, runs)) > most:
         gaps = [
             (own[place + 1][0] - own[place][1], group, place)
@@ -270,9 +274,10 @@ class _Remote:
                         others.append(flight)
             if spans:
                 left.append((name, spans))
+        waste = WASTE_AT_MOST
         if most is None and len(left) == 1:
-            most = RUNS
-        runs = coalesced_groups((spans for _, spans in left), most, self._near)
+            most, waste = RUNS, WASTE
+        runs = coalesced_groups((spans for _, spans in left), most, waste, self._near)
         for (name, _), own in zip(left, runs, strict=True):
             for start, length in own:
                 yield name, start, length

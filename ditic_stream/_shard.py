@@ -332,7 +332,7 @@ class ShardReader:
         sums: Sequence[bytes],
         shape: tuple[int, ...],
     ) -> Uint8 | None:
-        """The chunk that the sizes tell of; None, and they are not trusted any more, when it is not the one there."""
+        """The chunk that the sizes tell of; None when it is not the one there."""
         span = spans[place]
         if span is None:
             import numpy as np
@@ -346,7 +346,6 @@ class ShardReader:
                 raise ChecksumError(f"{name} holds another chunk")
             return unpack_chunk(data, shape)
         except (FormatError, MissingTileError):
-            self.sizes = None
             return None
 
     def preview(self, groups: Sequence[int] | None = None) -> Uint8:
