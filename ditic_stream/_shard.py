@@ -353,12 +353,14 @@ class ShardReader:
 
         Held against the sizes; without them against its own checksum alone.
         """
+        return self._preview(range(self.layout.previews) if groups is None else groups, self.sizes)
+
+    def _preview(self, groups: Sequence[int], sizes: ShardSizes | None) -> Uint8:
         layout, side = self.layout, self.layout.preview_side
         name, channels = layout.preview(self.shard), layout.channels if layout.previews == 1 else 3
-        shape, some = (channels, side, side), range(layout.previews) if groups is None else groups
-        found = []
-        for group in some:
-            part, sizes = None, self.sizes
+        shape, found = (channels, side, side), []
+        for group in groups:
+            part = None
             if sizes is not None:
                 part = self._sized(name, group, sizes.previews, sizes.preview_sums, shape)
                 if part is None and self._is_foreign():
@@ -437,7 +439,7 @@ class ShardReader:
                                 kind=error.kind, key=key, name=name, message=f"mask plane {plane}: {error.message}"
                             )
         try:
-            self.preview()
+            self._preview(range(layout.previews), None)
         except DiticError as error:
             name = layout.preview(self.shard)
             message = f"preview of {self._place()}: {error.message}"
