@@ -111,12 +111,13 @@ def _verify(archive: Archive, progress: Progress | None, check: Check | None) ->
     for shard in sorted(present):
         archive.fetch_shard(shard)
         reader = ShardReader(archive.store, archive.layout, shard)  # by its indexes, whatever the sizes say
-        problems += reader.problems()
+        found_here = list(reader.problems())
+        problems += found_here
         cap = max(cap, reader.cap())
         tiles += sum(1 for _ in archive.grid.tiles_of(shard))
         if check is not None:
             problems += _checked(archive, shard, check)
-        problems += _sizes_of(archive, reader, measured)
+        problems += _sizes_of(archive, reader, measured, whole=not found_here)
         if len(problems) >= MAX_PROBLEMS:
             return Report(problems=tuple(problems[:MAX_PROBLEMS]), tiles=tiles, bytes=size, stopped=True)
         found.difference_update(archive.layout.objects(shard))
@@ -140,11 +141,11 @@ def _verify(archive: Archive, progress: Progress | None, check: Check | None) ->
 
 
 def _sizes_of(
-    archive: Archive, reader: ShardReader, measured: dict[TileKey, dict[TileKey, ShardSizes] | None]
+    archive: Archive, reader: ShardReader, measured: dict[TileKey, dict[TileKey, ShardSizes] | None], *, whole: bool
 ) -> list[Problem]:
     """Measure a shard; what is wrong with the sizes of its block, once that is the last one of it.
 
-    measured: the sizes by block; None of a block that was compared.
+    measured: the sizes by block; None of a block that was compared.  whole: nothing is wrong with the shard.
     """
     layout = archive.layout
     if not layout.sized:
@@ -152,10 +153,8 @@ def _sizes_of(
     block = layout.block_of(reader.shard)
     found = measured.setdefault(block, {})
     assert found is not None
-    try:
+    if whole:
         found[reader.shard] = reader.measured()
-    except DiticError:
-        return []  # what is wrong with it was said
     if len(found) < sum(1 for _ in layout.shards_of(block)) or not archive.manifest.complete:
         return []
     measured[block] = None

@@ -374,6 +374,27 @@ def test_an_archive_on_s3_reads_in_as_few_requests_as_over_http(site):
             open_archive("s3://bucket/nothing.ditic")
 
 
+def test_decompressing_from_afar_asks_for_the_records_of_a_row_together(site, server, tmp_path):
+    for name in WAYS:
+        server.clear()
+        ditic_stream.decompress(f"{server.url}/{name}", tmp_path / "far.npy", window=Window(
+            row=0, col=0, height=1500, width=4096), workers=1, overwrite=True)  # fmt: skip
+        records = [one for one in server.requests if one.name.endswith(".zip") or "records/c" in one.name]
+        assert len(records) < 60, "of 8 x 17 tiles"
+        ditic_stream.decompress(site / name, tmp_path / "near.npy", window=Window(
+            row=0, col=0, height=1500, width=4096), workers=1, overwrite=True)  # fmt: skip
+        np.testing.assert_array_equal(np.load(tmp_path / "far.npy"), np.load(tmp_path / "near.npy"))
+
+
+def test_a_bucket_that_is_not_there_is_named_as_such(site, tmp_path):
+    with object_store():
+        for name in ("a.ditic", "a.ditic.zip"):
+            with pytest.raises(SourceError, match=r"s3://nowhere/a\.ditic.*: there is no bucket of that name"):
+                open_archive(f"s3://nowhere/{name}")
+        with pytest.raises(SourceError, match="there is no bucket of that name"):
+            ditic_stream.compress(site / "wide.tif", "s3://nowhere/a.ditic", model="tiny", tile=256, workers=1)
+
+
 def test_a_missing_extra_says_what_to_install(site, server):
     code = (
         "import sys; sys.modules['obstore'] = None\n"

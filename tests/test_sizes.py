@@ -160,7 +160,9 @@ def test_exchanged_masks_and_previews_are_found_out_when_they_are_read(copy: Pat
         with pytest.raises(ChecksumError, match="mask or preview of shard 2,2 belong to other records"):
             opened.shard(TileKey(2, 2)).preview()
         opened.mask(Window(row=1100, col=1100, height=9, width=9))
-    assert {problem.kind for problem in verify(copy).problems} == {"seal"}
+    report = verify(copy)
+    assert {problem.kind for problem in report.problems} == {"seal"}
+    assert {key.row // 2 * 10 + key.col // 2 for key in report.damaged} == {0, 11, 1, 22}
 
 
 def test_an_exchanged_preview_of_a_scene_without_a_mask_is_found_out_too(tmp_path: Path) -> None:
