@@ -209,7 +209,7 @@ def main() -> None:
     parser.add_argument("--model", default="small")
     parser.add_argument("--out", type=Path, default=Path("runs/rate_quality"))
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--features", type=Path, help="weights of SqueezeNet 1.1, see benchmarks/_perceptual.py")
+    parser.add_argument("--features", type=Path, help="weights of SqueezeNet 1.1, see training.perceptual")
     parser.add_argument("--ssimulacra2", action="store_true")
     parser.add_argument("--sheet", type=float, nargs="*", default=[], help="rates of contact sheets, bits per pixel")
     args = parser.parse_args()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 
 import pytest
 from clusters import cluster
+from command import Done, Forks
 from pictures import landscape, write_scene
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # one thread, as in a worker; several would fight over two cores
@@ -33,30 +32,15 @@ def shared() -> Path:
     return SHARED
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-
-
 Command = Callable[..., Done]
 
 
 @pytest.fixture(scope="session")
-def ditic() -> Command:
+def ditic() -> Iterator[Command]:
     """Run `ditic-stream` in a process of its own."""
-
-    def run(*arguments: str | Path, timeout: float = 300, **variables: str) -> Done:
-        command = [sys.executable, "-W", "error::UserWarning", "-m", "ditic_stream", *map(str, arguments)]
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=timeout, env={**os.environ, **variables}, check=False
-        )
-        return Done(done.returncode, done.stdout, done.stderr)
-
-    return run
+    forks = Forks()
+    yield forks
+    forks.close()
 
 
 @dataclass(frozen=True, slots=True)

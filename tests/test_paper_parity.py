@@ -39,6 +39,7 @@ def test_every_tensor_of_the_golden_file_comes_out(size: str) -> None:
     assert "all 15 tensors pass" in done.stdout
 
 
+@pytest.mark.slow
 def test_weights_of_another_seed_fail() -> None:
     done = run("--config", CONFIG, "--golden", golden("300x420"), "--seed", 1)
     assert done.returncode == 1, done.stdout + done.stderr

@@ -9,6 +9,7 @@ from pathlib import Path
 import imagecodecs
 import pytest
 import torch
+from critics import write_features
 from pictures import landscape
 
 from ditic_stream.codec import load_codec
@@ -20,6 +21,8 @@ from ditic_stream.training.data import Crops, load_pictures
 from ditic_stream.training.evaluation import block_ratios, smooth_pictures
 from ditic_stream.training.init import principal_start
 from ditic_stream.training.losses import colour_error, flat_border_error, squared_error, structure_loss
+from ditic_stream.training.objective import Critics, Terms, low_rate_share, whole_objective
+from ditic_stream.training.perceptual import Features
 from ditic_stream.training.start import space_levels, start_from
 from ditic_stream.training.train import TrainConfig, Trainer, run
 
@@ -220,3 +223,43 @@ def test_pictures_smaller_than_a_crop_are_left_out(pictures: Path) -> None:
 
 def test_sets_from_before_a_field_keep_their_description() -> None:
     assert "context" not in PRESETS["tiny"].to_json() and PRESETS["small"].to_json()["context"] == 64
+
+
+def test_a_fine_tune_for_perception_is_logged_and_keeps_its_adversary(pictures: Path, tmp_path: Path) -> None:
+    features = write_features(tmp_path / "features.safetensors")
+    terms = Terms(perceptual=0.1, adversarial=0.5)
+    config = tiny_run(pictures, tmp_path / "run", start="tiny", features=str(features), terms=terms, steps=2)
+    first = Trainer(config)
+    first.train()
+    line = json.loads((tmp_path / "run/log.jsonl").read_text().splitlines()[-1])
+    assert line["train"]["perceptual"] > 0 and line["train"]["apart"] > 0
+    again = Trainer(replace(config, steps=3))
+    assert first.adversary is not None and again.adversary is not None
+    for mine, kept in zip(first.adversary.twins[0].parameters(), again.adversary.twins[0].parameters(), strict=True):
+        assert torch.equal(mine, kept)
+
+
+def test_terms_of_perception_with_no_weight_change_nothing(pictures: Path, tmp_path: Path) -> None:
+    network = Network(PRESETS["tiny"])
+    start_from(network, load_weights("tiny"))
+    x = Crops(load_pictures([pictures]), 256, 3).batch(1)
+    critics = Critics(features=Features(write_features(tmp_path / "features.safetensors")))
+    totals = []
+    for weight, judges in ((0.0, Critics()), (0.0, critics), (0.1, critics)):
+        torch.manual_seed(0)
+        totals.append(
+            float(whole_objective(network, x, torch.ones(1), (0, 0), Terms(perceptual=weight), judges)[0].detach())
+        )
+    assert totals[0] == totals[1] < totals[2]
+
+
+def test_perception_counts_at_low_rates() -> None:
+    shares = low_rate_share(torch.tensor([0.0, 2.0, 4.0, 7.0]))
+    torch.testing.assert_close(shares, torch.tensor([1.0, 0.5, 1 / 17, 0.00662]), atol=1e-4, rtol=0)
+
+
+def test_terms_of_perception_need_their_file_and_pixels() -> None:
+    with pytest.raises(ConfigError, match="name a features file"):
+        TrainConfig(data=("x",), out="y", terms=Terms(perceptual=0.1))
+    with pytest.raises(ConfigError, match="belongs to `whole`"):
+        TrainConfig(data=("x",), out="y", start="tiny", stage="entropy", terms=Terms(adversarial=0.5))

@@ -15,21 +15,23 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ditic_stream.errors import ConfigError
-from ditic_stream.models.config import LEVELS, PRESETS
+from ditic_stream.models.config import LEVELS, PRESETS, ModelConfig
 from ditic_stream.models.network import Network
 from ditic_stream.models.weights import load_weights
+from ditic_stream.training.adversary import Adversary
 from ditic_stream.training.curves import draw
 from ditic_stream.training.data import Crops, load_pictures
 from ditic_stream.training.evaluation import block_steps, evaluate, rounded
 from ditic_stream.training.init import principal_start
-from ditic_stream.training.objective import Terms, entropy_objective, whole_objective
+from ditic_stream.training.objective import Critics, Terms, entropy_objective, whole_objective
+from ditic_stream.training.perceptual import Features
 from ditic_stream.training.start import space_levels, start_from
 
 VALIDATION_EVERY, VALIDATION_CROPS = 40, 24
@@ -62,6 +64,8 @@ class TrainConfig:
     """Preset of sizes."""
     without: tuple[str, ...] = ()
     """What to leave out, of SWITCHES, for ablations.  Another architecture, so not together with `start`."""
+    changes: dict[str, int] = field(default_factory=dict)
+    """Sizes of the preset to change (fields of ModelConfig), to try another architecture."""
     stage: str = "whole"
     """"whole" trains all networks end to end; "entropy" trains what predicts symbols alone, on pictures' latents, and
     leaves the others as `start` has them."""
@@ -89,6 +93,8 @@ class TrainConfig:
     seed: int = 0
     terms: Terms = field(default_factory=Terms)
     """What is minimised beside the rate."""
+    features: str = ""
+    """Features file of SqueezeNet 1.1, for `terms.perceptual`."""
     report: float = 120.0
     """Seconds between checkpoints and reports."""
 
@@ -99,6 +105,8 @@ class TrainConfig:
             raise ConfigError(f"side {self.side} px is not a multiple of 256; 256 is the default")
         if self.stage not in ("whole", "entropy") or (self.stage == "entropy" and not self.start):
             raise ConfigError(f"stage {self.stage!r} from {self.start!r}: whole, or entropy from a set of weights")
+        if strange := set(self.changes) - {f.name for f in fields(ModelConfig)}:
+            raise ConfigError(f"{sorted(strange)[0]!r} is no size of a model; see models/config.py")
         if unknown := set(self.without) - set(SWITCHES):
             raise ConfigError(f"without {sorted(unknown)[0]!r} is not one of {', '.join(SWITCHES)}; choose of these")
         if self.start and set(self.without) - {"distillation"}:
@@ -107,6 +115,13 @@ class TrainConfig:
             raise ConfigError("levels are spaced evenly from those of a trained set; name one to start from")
         if self.precision not in ("auto", "bfloat16", "float32"):
             raise ConfigError(f"precision {self.precision!r} is not one of auto, bfloat16, float32; choose one")
+        if (self.terms.perceptual > 0) != bool(self.features):
+            raise ConfigError(
+                f"perceptual {self.terms.perceptual:g} with features {self.features!r}; name a features file and a "
+                "weight above 0, or neither"
+            )
+        if self.stage == "entropy" and (self.terms.perceptual or self.terms.adversarial):
+            raise ConfigError("an entropy stage decodes no pixel that could be judged; perception belongs to `whole`")
         if self.batch % self.threads or self.threads < 1:
             raise ConfigError(f"batch {self.batch} is not a multiple of {self.threads} threads; choose one that is")
 
@@ -139,10 +154,11 @@ class Trainer:
         pictures = load_pictures([Path(p) for p in config.data])
         held_out = pictures[VALIDATION_EVERY // 2 :: VALIDATION_EVERY] or pictures[:1]
         kept = [p for i, p in enumerate(pictures) if i % VALIDATION_EVERY != VALIDATION_EVERY // 2] or pictures
+        self.held_out = held_out
         self.validation = Crops(held_out, config.side, 1).batch(VALIDATION_CROPS)
         self.training = kept
         left_out = {name: value for part in config.without for name, value in SWITCHES[part].items()}
-        self.network = Network(replace(PRESETS[config.model], **left_out))
+        self.network = Network(replace(PRESETS[config.model], **(config.changes | left_out)))
         self.terms = replace(config.terms, distillation=0.0) if "distillation" in config.without else config.terms
         if config.start:
             start_from(self.network, load_weights(config.start))
@@ -158,9 +174,12 @@ class Trainer:
                 parameter.requires_grad_(name.startswith("codec.") and name != "codec.log_gain")
         self.optimiser = torch.optim.AdamW(_groups(self.network, config.rate), betas=(0.9, 0.97), eps=1e-8)
         self.steps, self.elapsed = 0, 0.0
+        replicas = 1 if self.device.type == "cuda" else config.threads
+        features = Features(config.features, self.device) if config.features else None
+        self.adversary = Adversary(replicas, config.rate, self.device, config.seed) if self.terms.adversarial else None
         if (self.folder / "checkpoint.pt").exists():
             self._restore()
-        replicas = 1 if self.device.type == "cuda" else config.threads
+        self.critics = [Critics(features=features, adversary=self.adversary, replica=i) for i in range(replicas)]
         self.replicas = [self.network, *(_sharing(self.network) for _ in range(replicas - 1))]
         self.crops = [
             Crops(kept, config.side, 1000 * config.seed + 10 + i + 7919 * self.steps) for i in range(replicas)
@@ -199,6 +218,8 @@ class Trainer:
         warm = min(1.0, part / 0.03)
         for replica in self.replicas:
             replica.codec.hard_share = self._hard_share(part)
+        if self.adversary is not None:
+            self.adversary.part = part
         for group in self.optimiser.param_groups:
             group["lr"] = group["base"] * warm * (0.02 + 0.49 * (1 + math.cos(math.pi * part)))
         parts = torch.stack(list(pool.map(self._backward, range(len(self.replicas)))))
@@ -213,6 +234,8 @@ class Trainer:
         norm = torch.nn.utils.clip_grad_norm_(first, 1.0)
         if torch.isfinite(norm):
             self.optimiser.step()
+        if self.adversary is not None:
+            self.adversary.step()
         self.optimiser.zero_grad(set_to_none=True)
         self.steps += 1
         decay = min(0.998, (1 + self.steps) / (10 + self.steps))
@@ -236,7 +259,7 @@ class Trainer:
             )
         objective = entropy_objective if config.stage == "entropy" else whole_objective
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-            total, parts = objective(network, x, level, anchor, self.terms)
+            total, parts = objective(network, x, level, anchor, self.terms, self.critics[index])
         (total / len(self.replicas)).backward()
         return parts.detach().cpu()
 
@@ -244,9 +267,9 @@ class Trainer:
     def _report(self, parts: list[Tensor]) -> None:
         line: dict[str, object] = {"step": self.steps, "seconds": round(self.elapsed, 1)}
         if parts:
-            line["train"] = dict(
-                zip(("log_j", "bpp", "mse", "structure"), rounded(torch.stack(parts).mean(0)), strict=True)
-            )
+            names = ["log_j", "bpp", "mse", "structure"]
+            names += ["perceptual"] * bool(self.terms.perceptual) + ["apart"] * bool(self.terms.adversarial)
+            line["train"] = dict(zip(names, rounded(torch.stack(parts).mean(0)), strict=True))
         line["validation"] = evaluate(self.averaged, self.validation.to(self.device))
         line["smooth"] = block_steps(self.averaged, self.device)
         path = self.folder / "log.jsonl"
@@ -262,6 +285,7 @@ class Trainer:
             "optimiser": self.optimiser.state_dict(),
             "steps": self.steps,
             "elapsed": self.elapsed,
+            "adversary": self.adversary.state() if self.adversary is not None else None,
         }
         partial = self.folder / "checkpoint.pt.partial"
         torch.save(state, partial)
@@ -273,6 +297,8 @@ class Trainer:
         self.averaged.load_state_dict(state["averaged"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.steps, self.elapsed = state["steps"], state["elapsed"]
+        if self.adversary is not None and (kept := state.get("adversary")):
+            self.adversary.restore(kept)
 
 
 def _groups(network: Network, rate: float) -> list[dict[str, object]]:
