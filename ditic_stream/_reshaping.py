@@ -20,8 +20,8 @@ from ditic_stream._resampling import area_means
 from ditic_stream.errors import ConfigError
 from ditic_stream.geometry import Window
 
-MAX_VALUES = 2**29
-"""Values of a resampled window: sums of them take 8 bytes each, beside what they are sums of."""
+MAX_VALUES = 2**27
+"""Values of a resampled window: each takes some 33 bytes while areas are added up, 4 GB in all."""
 
 
 def reshaped(
