@@ -116,5 +116,7 @@ def _reproject(bbox: Box, crs: str, epsg: int | None) -> Box:
         ) from error
     if not all(map(math.isfinite, (left, bottom, right, top))):
         numbers = ",".join(f"{value:.10g}" for value in bbox)
-        raise ConfigError(f"bbox {numbers} in {crs} lies where EPSG:{epsg} is not defined; check the order of its numbers")
+        raise ConfigError(
+            f"bbox {numbers} in {crs} lies where EPSG:{epsg} is not defined; check the order of its numbers"
+        )
     return float(left), float(bottom), float(right), float(top)
