@@ -82,7 +82,9 @@ class Bucket:
         for attempt in range(BODIES):
             try:
                 result = self._obstore.get(self._store, name, options=options)
-            except FileNotFoundError:
+            except FileNotFoundError as error:
+                if _lacks_bucket(error):
+                    self._fail(name, error)
                 return None
             except Exception as error:
                 if start < 0 and _refuses_suffix(error):  # whether or not another thread has found out meanwhile
@@ -163,6 +165,8 @@ class Bucket:
             raise StorageError(f"cannot remove objects of {self.uri} ({_words(error)})") from error
 
     def _unwritten(self, name: str, error: Exception) -> StorageError:
+        if _lacks_bucket(error):
+            return StorageError(f"cannot write {self._named(name)}: there is no bucket of that name; make it first")
         return StorageError(
             f"cannot write {self._named(name)} ({_words(error)}); check the bucket and the credentials, then run the "
             "same command again"
@@ -178,6 +182,10 @@ class Bucket:
         """Say in our words what obstore says."""
         kinds, place = self._obstore.exceptions, self._named(name)
         status = _status(error)
+        if _lacks_bucket(error):
+            raise SourceError(
+                f"{place}: there is no bucket of that name; check it, and AWS_REGION and AWS_ENDPOINT_URL for S3"
+            ) from error
         if isinstance(error, kinds.NotSupportedError):
             raise SourceError(
                 f"{place}: the server ignores range requests and would send all of it each time; serve it by one that "
@@ -242,6 +250,11 @@ def _strong(etag: str | None) -> str | None:
 def _status(error: Exception) -> int | None:
     found = re.search(r"status code: (\d{3})", str(error))
     return int(found[1]) if found else None
+
+
+def _lacks_bucket(error: Exception) -> bool:
+    """True where it is the bucket that is not there, by the codes of S3, GCS and Azure."""
+    return re.search(r"NoSuchBucket|The specified bucket does not exist|ContainerNotFound", str(error)) is not None
 
 
 def _refuses_suffix(error: Exception) -> bool:

@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ditic_stream._paths import Uri
 from ditic_stream._rendering import DAMAGE, Job, Rendering, RenderWindow, schedule, spool_depth, tiles_read
 from ditic_stream._shared import Scratch
 from ditic_stream.archive import Archive
@@ -39,6 +40,8 @@ BELOW_BYTES = 2**27
 """The same for the zones that blend with the next row of windows."""
 WINDOWS_AHEAD = 3
 """Jobs a worker may be ahead of the blending; a rendered window is 16 MB at 1024 pixels."""
+FAR_TOGETHER = 8
+"""Tiles of an archive that is far away whose records a worker asks for at once."""
 LOOKED_UP = 64
 """Shards whose indexes are asked for at a time."""
 FLOAT = 4
@@ -165,6 +168,9 @@ def _rendered(
     slots, spool = executor.shared(), executor.shared(folder=scratch)
     slots.resize(in_flight * slot_bytes)
     free, empty = list(range(in_flight)), set[TileKey]()
+    together = max(min(FAR_TOGETHER, len(rows) * len(cols) // (2 * executor.workers)), 1)
+    if not isinstance(archive.path, Uri):
+        together = 1
     task = Rendering(
         archive=archive.path,
         device=device,
@@ -176,7 +182,7 @@ def _rendered(
     )
 
     def jobs() -> Iterator[Job]:
-        for item in schedule(grid, rows, cols, in_flight):
+        for item in schedule(grid, rows, cols, in_flight, together):
             if isinstance(item, TileKey):
                 # Nothing of such a window is seen: the masks restore every pixel of these tiles.
                 yield RenderWindow(item, free.pop(), blank=empty.issuperset(grid.neighbours(item)))
@@ -184,12 +190,12 @@ def _rendered(
                 yield item
 
     for job, decoded in executor.run_in_order(task, jobs(), in_flight=in_flight):
-        if decoded is not None:
-            if decoded.empty:
-                empty.add(decoded.key)
-            if decoded.damage is not None:
-                damage.tiles[decoded.key] = decoded.damage
-        elif isinstance(job, RenderWindow):
+        for tile in decoded:
+            if tile.empty:
+                empty.add(tile.key)
+            if tile.damage is not None:
+                damage.tiles[tile.key] = tile.damage
+        if isinstance(job, RenderWindow):
             pixels = slots.floats(job.slot * slot_bytes, (channels, *grid.decode_window(job.key).shape))
             if job.blank:
                 pixels[...] = 0

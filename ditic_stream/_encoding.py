@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ditic_stream import _allocator
+from ditic_stream._layout import Layout
 from ditic_stream._paths import Place
 from ditic_stream._shard import pack_mask
 from ditic_stream.archive import PREVIEW_SCALE, ShardWriter
@@ -117,6 +118,7 @@ class EncodeShard:
                 radiometry=Radiometry.from_json(manifest.radiometry),
                 q=manifest.q,
                 archive_id=manifest.archive_id,
+                channels=Layout(manifest).channels,
             )
             writer = None if self.archive is None else ShardWriter(self.archive, manifest)
             kind = self.device.partition(":")[0]
@@ -193,6 +195,8 @@ class TileCoder:
     radiometry: Radiometry
     q: int
     archive_id: bytes
+    channels: int = 0
+    """Of the preview; 0 for those who want none."""
 
     def look(self, key: TileKey) -> Look:
         """Read a tile with its halo.  Raises what reading raises."""
@@ -213,7 +217,7 @@ class TileCoder:
         """Read a tile and code its core.  Raises what reading raises."""
         look = self.look(key)
         inner = (slice(None), *look.inner)
-        preview = block_means(look.units[(slice(None), *inner)], look.planes[inner], self.radiometry)
+        preview = block_means(look.units[(slice(None), *inner)], look.planes[inner], self.radiometry, self.channels)
         beyond = outside(look.pixels[inner], look.planes[inner], self.radiometry)
         units, place, mask, blank = look.units, look.inner, look.mask, look.blank
         del look  # its pixels, as large as the units: two of them and the networks together are too much for many bands
@@ -237,22 +241,25 @@ class TileCoder:
         )
 
 
-def block_means(units: NDArray[np.float32], planes: Uint8, radiometry: Radiometry) -> Uint8:
-    """The preview of a tile: means over blocks of 64 x 64 pixels that are in sight, uint8 (3 or 1, rows, columns).
+def block_means(units: NDArray[np.float32], planes: Uint8, radiometry: Radiometry, channels: int) -> Uint8:
+    """The preview of a tile: means over blocks of 64 x 64 pixels that are in sight, uint8 (channels, rows, columns).
 
-    units: float32 (groups, 3, rows, columns), 0..1 is black to white.  The first three bands, or the first one.
+    units: float32 (groups, 3, rows, columns), 0..1 is black to white.  channels: of so many bands, the first ones.
     Blocks without a pixel in sight are 0.  Sums are of integers (1/256 of a level), so that every machine gives the
     same bytes.
     """
-    bands = 3 if len(radiometry.bands) >= 3 else 1
-    levels = np.rint(np.clip(units[0, :bands], 0, 1) * np.float32(255 * 256)).astype(np.int32)
-    seen = np.ones(levels.shape, np.int32)
-    if radiometry.planes:
-        for band in range(bands):
-            seen[band] = _in_sight(planes, radiometry, band)
-        levels *= seen
-    sums, counts = _block_sums(levels), _block_sums(seen)
-    return ((sums + 128 * counts) // np.maximum(256 * counts, 1)).astype(np.uint8)
+    found = []
+    for first in range(0, channels, 3):  # a group at a time, for memory
+        bands = range(first, min(first + 3, channels))
+        levels = np.rint(np.clip(units[first // 3, : len(bands)], 0, 1) * np.float32(255 * 256)).astype(np.int32)
+        seen = np.ones(levels.shape, np.int32)
+        if radiometry.planes:
+            for place, band in enumerate(bands):
+                seen[place] = _in_sight(planes, radiometry, band)
+            levels *= seen
+        sums, counts = _block_sums(levels), _block_sums(seen)
+        found.append(((sums + 128 * counts) // np.maximum(256 * counts, 1)).astype(np.uint8))
+    return found[0] if len(found) == 1 else np.concatenate(found)
 
 
 def _in_sight(planes: Uint8, radiometry: Radiometry, band: int) -> NDArray[np.bool_]:

@@ -26,10 +26,11 @@ class Readable(Protocol):
 
     def read_at(self, offset: int, size: int) -> bytes: ...
 
-    def fetch(self, *groups: Iterable[Range]) -> None:
+    def fetch(self, *groups: Iterable[Range], most: int | None = None) -> None:
         """Say what will be read next: a file that is far away brings it near, all at once.
 
         Within a group ranges that lie close together may be read as one.  What lies beyond the end is left out.
+        most: requests, as for a Store.
         """
 
     def close(self) -> None: ...
@@ -46,7 +47,7 @@ class MemoryFile:
     def read_at(self, offset: int, size: int) -> bytes:
         return self._data[offset : offset + size]
 
-    def fetch(self, *groups: Iterable[Range]) -> None:
+    def fetch(self, *groups: Iterable[Range], most: int | None = None) -> None:
         pass
 
     def close(self) -> None:
@@ -81,7 +82,7 @@ class LocalFile:
             offset, size = offset + len(part), size - len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def fetch(self, *groups: Iterable[Range]) -> None:
+    def fetch(self, *groups: Iterable[Range], most: int | None = None) -> None:
         pass
 
     def close(self) -> None:

@@ -19,7 +19,8 @@ import numpy as np
 
 from ditic_stream._encoding import TileCoder
 from ditic_stream._paths import Place
-from ditic_stream._shard import SEAL_BYTES, index_bytes
+from ditic_stream._shard import index_bytes
+from ditic_stream._sizes import SEAL_BYTES
 from ditic_stream.bitstream import HEADER_BYTES
 from ditic_stream.config import Q_MAX, QUALITY_MAX, QUALITY_MIN, GridConfig, q_of_quality
 from ditic_stream.errors import ConfigError, naming

@@ -96,12 +96,27 @@ def _reproject(bbox: Box, crs: str, epsg: int | None) -> Box:
             "the scene's CRS has no EPSG code, so --bbox-crs cannot be applied; give --bbox in its own CRS"
         )
     try:
-        from rasterio.errors import RasterioError
+        from rasterio import Env
+        from rasterio.crs import CRS
+        from rasterio.errors import CRSError, RasterioError
         from rasterio.warp import transform_bounds
     except ImportError:
         raise ConfigError("--bbox-crs needs rasterio; install it with pip install 'ditic-stream[geo]'") from None
     try:
-        left, bottom, right, top = transform_bounds(crs, f"EPSG:{epsg}", *bbox)
+        with Env():  # so that what PROJ says goes to a log, and not to the terminal
+            theirs = CRS.from_user_input(crs)
+    except (CRSError, ValueError) as error:
+        raise ConfigError(f"--bbox-crs {crs!r:.60} is no reference system; name one like EPSG:4326") from error
+    try:
+        left, bottom, right, top = transform_bounds(theirs, f"EPSG:{epsg}", *bbox)
     except (RasterioError, ValueError) as error:
-        raise ConfigError(f"--bbox-crs {crs}: {error}; name it like EPSG:4326") from error
+        numbers = ",".join(f"{value:.10g}" for value in bbox)
+        raise ConfigError(
+            f"bbox {numbers} cannot be moved from {crs} to EPSG:{epsg}: {error}; check the order of its numbers"
+        ) from error
+    if not all(map(math.isfinite, (left, bottom, right, top))):
+        numbers = ",".join(f"{value:.10g}" for value in bbox)
+        raise ConfigError(
+            f"bbox {numbers} in {crs} lies where EPSG:{epsg} is not defined; check the order of its numbers"
+        )
     return float(left), float(bottom), float(right), float(top)

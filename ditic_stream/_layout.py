@@ -6,7 +6,9 @@ they are a few lines of JSON, written here so that their bytes repeat and `info`
     zarr.json                     group; attributes: manifest and georeferencing
     records/c/{row}/{col}/0       a shard of records: uint8 (tile rows, tile columns, cap)
     mask/c/0/{row}/{col}          a shard of mask chunks: uint8 (planes, rows, columns), if the scene has a mask
-    preview/c/0/{row}/{col}       a chunk of the preview: uint8 (1 or 3, rows / 64, columns / 64)
+    preview/c/0/{row}/{col}       a chunk of the preview: uint8 (1 or 3, rows / 64, columns / 64); of format 2, where
+                                  there are more than three bands, a shard of chunks of three bands each
+    records/sizes/{row}/{col}     format 2: what the chunks of a block of shards measure (_sizes)
 """
 
 from __future__ import annotations
@@ -18,15 +20,20 @@ from typing import Any
 
 from ditic_stream._paths import Place
 from ditic_stream._store import GROUP, OPENING_BYTES, Store
+from ditic_stream.config import GridConfig
 from ditic_stream.errors import ConfigError, FormatError, SourceError
 from ditic_stream.families import family_of
 from ditic_stream.geometry import TileKey
-from ditic_stream.manifest import KEY, MAX_MANIFEST, Manifest, canonical_json, parse_json
+from ditic_stream.manifest import KEY, MAX_MANIFEST, Image, Manifest, canonical_json, parse_json
 from ditic_stream.tiling import Grid
 
 PREVIEW_SCALE = 64
 """Scene pixels a preview pixel covers a side."""
 ZSTD_LEVEL = 9
+BLOCK = 16
+"""Shards a side of the blocks whose sizes lie in one object."""
+MANY_TILES = 256
+"""Tiles from which on an archive says its sizes: a window of 16 tiles with what lies between is then a small part."""
 
 Json = dict[str, Any]
 _CRC: Json = {"name": "crc32c"}
@@ -66,8 +73,40 @@ class Layout:
 
     @property
     def channels(self) -> int:
-        """Channels of the preview: the first three bands, or the first one."""
-        return 3 if self.manifest.image.bands >= 3 else 1
+        """Channels of the preview: the first band where there are one or two; else all, of format 1 the first three."""
+        bands = self.manifest.image.bands
+        return 1 if bands < 3 else bands if self.sized else 3
+
+    @property
+    def previews(self) -> int:
+        """Chunks of the preview of a shard, of three bands each; where there is one, it is the object itself."""
+        return -(-self.channels // 3)
+
+    @property
+    def sized(self) -> bool:
+        """True for archives of format 2: they say the sizes of their chunks, and have previews of all bands."""
+        return self.manifest.format >= 2
+
+    def block_of(self, shard: TileKey) -> TileKey:
+        return TileKey(shard.row // BLOCK, shard.col // BLOCK)
+
+    def blocks(self) -> Iterator[TileKey]:
+        """The blocks of shards that have an object of sizes; none of format 1."""
+        if self.sized:
+            for row in range(-(-self.grid.shard_rows // BLOCK)):
+                for col in range(-(-self.grid.shard_cols // BLOCK)):
+                    yield TileKey(row, col)
+
+    def shards_of(self, block: TileKey) -> Iterator[TileKey]:
+        """The shards of a block, row-major."""
+        for row in range(block.row * BLOCK, min((block.row + 1) * BLOCK, self.grid.shard_rows)):
+            for col in range(block.col * BLOCK, min((block.col + 1) * BLOCK, self.grid.shard_cols)):
+                yield TileKey(row, col)
+
+    @property
+    def in_one_block(self) -> bool:
+        """True when one object holds all sizes: whoever opens the archive from afar reads it then."""
+        return self.sized and max(self.grid.shard_rows, self.grid.shard_cols) <= BLOCK
 
     @property
     def preview_side(self) -> int:
@@ -98,6 +137,9 @@ class Layout:
     def preview(self, shard: TileKey) -> str:
         return f"preview/c/0/{shard.row}/{shard.col}"
 
+    def sizes(self, block: TileKey) -> str:
+        return f"records/sizes/{block.row}/{block.col}"
+
     def objects(self, shard: TileKey) -> list[str]:
         """The objects one shard has, the one that says it is whole last."""
         return [*([self.mask(shard)] if self.planes else []), self.preview(shard), self.records(shard)]
@@ -108,6 +150,7 @@ class Layout:
         yield from self.arrays(0)
         for shard in self.grid.shards():
             yield from self.objects(shard)
+        yield from map(self.sizes, self.blocks())
 
     def shard_of(self, name: str) -> TileKey | None:
         """The shard an object belongs to; None for those of no shard of this archive."""
@@ -135,9 +178,7 @@ class Layout:
                 [_sharding([1, 1, cap], [{"name": RECORD_CODEC}])],
                 ["tile_row", "tile_col", "byte"],
             ),
-            "preview": _array(
-                list(self.preview_shape), [self.channels, part, part], [_BYTES, _ZSTD, _CRC], ["band", "y", "x"]
-            ),
+            "preview": _array(list(self.preview_shape), *self._preview_chunks(part), ["band", "y", "x"]),
         }
         if self.planes:
             documents["mask"] = _array(
@@ -147,6 +188,20 @@ class Layout:
                 ["plane", "y", "x"],
             )
         return {f"{name}/{GROUP}": canonical_json(document) for name, document in documents.items()}
+
+
+    def _preview_chunks(self, side: int) -> tuple[list[int], list[Json]]:
+        """Chunk shape and codecs of the preview."""
+        plain = [_BYTES, _ZSTD, _CRC]
+        if self.previews == 1:
+            return [self.channels, side, side], plain
+        return [3 * self.previews, side, side], [_sharding([3, side, side], plain)]
+
+
+def format_for(image: Image, grid: GridConfig, planes: int) -> int:
+    """The format a new archive gets: 2 where its sizes or the previews of more bands are of use, else 1."""
+    tiles = -(-image.height // grid.tile) * -(-image.width // grid.tile)
+    return 2 if planes or image.bands > 3 or tiles >= MANY_TILES else 1
 
 
 def group_document(attributes: Json) -> bytes:

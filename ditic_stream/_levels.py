@@ -6,7 +6,7 @@ Knows where each level comes from (docs/format.md, section 13, defines them); de
     0        decoded pixels
     1, 2     means of decoded pixels
     3 .. 5   read out of the coarse latents (_overview)
-    6 ..     means of the stored preview; bands it does not have: means of level 5
+    6 ..     means of the stored preview; bands it does not have (archives of format 1): means of level 5
 
 Weights without a readout: 3 is means of decoded pixels; 4 and 5 are the preview enlarged.  For bands that it does not
 have, 4 is means of decoded pixels, and what follows means of level 4.
@@ -34,7 +34,7 @@ from ditic_stream.archive import PREVIEW_SCALE
 from ditic_stream.blend import cut, windows_of
 from ditic_stream.errors import ConfigError
 from ditic_stream.geometry import CELL, TileKey, Window
-from ditic_stream.radiometry import Radiometry, alpha_of, from_network, from_values, pixels_of
+from ditic_stream.radiometry import Radiometry, alpha_of, from_network, from_values, pixels_of, some_from_values
 
 MIDDLE_LEVEL, PIXEL_LEVEL = 3, 4
 """Where levels that decode no pixels begin, and where those that may end."""
@@ -247,64 +247,77 @@ class Levels:
 
     def _from_preview(self, level: int, window: Window, bands: Sequence[int]) -> Strips:
         more = level - PREVIEW_LEVEL
-        for part in slices(window, max(STRIP_PIXELS // (window.width << 2 * more), 1)):
+        for part in slices(window, max(STRIP_PIXELS // (window.width * len(bands) << 2 * more), 1)):
             source = finer(part, more, *self.shape_at(PREVIEW_LEVEL))
-            means = self._means(self._preview(source), self.planes(PREVIEW_LEVEL, source), 1 << more)
+            planes = self.planes(PREVIEW_LEVEL, source)
+            means = self._means(self._preview(source, bands), planes, 1 << more, bands)
             yield self._from_stored(level, part, means, bands)
 
     def _from_preview_enlarged(self, level: int, window: Window, bands: Sequence[int]) -> Strips:
         """The preview drawn larger, linearly between the middles of its pixels that are in sight."""
         factor = 1 << (PREVIEW_LEVEL - level)
-        for part in slices(window, max(STRIP_PIXELS // window.width, 1)):
+        for part in slices(window, max(STRIP_PIXELS // (window.width * len(bands)), 1)):
             inner = coarser(part, PREVIEW_LEVEL - level)
             height, width = self.shape_at(PREVIEW_LEVEL)
             source = inner.grown(1, height=height, width=width)
-            units, planes = self._preview(source), self.planes(PREVIEW_LEVEL, source)
+            units, planes = self._preview(source, bands), self.planes(PREVIEW_LEVEL, source)
             visible = sight.visible(planes, self._radiometry)
             rows = (np.arange(part.row, part.row_end) + 0.5) / factor - 0.5 - source.row
             cols = (np.arange(part.col, part.col_end) + 0.5) / factor - 0.5 - source.col
             larger = [
                 between(pixels, sight.valid(planes, self._radiometry, band) & visible, rows, cols)
-                for band, pixels in enumerate(units)
+                for band, pixels in zip(bands, units, strict=True)
             ]
             yield self._from_stored(level, part, np.stack(larger), bands)
 
     def _from_stored(
         self, level: int, part: Window, stored: NDArray[np.float64], bands: Sequence[int]
     ) -> tuple[Window, Array, Uint8]:
-        """A piece of a level out of means of the preview, 0..255, of those bands that it has."""
-        values = np.zeros((len(self._radiometry.bands), *part.shape))
-        for number, (means, band) in enumerate(zip(stored, self._radiometry.bands, strict=False)):
-            values[number] = means * (band.scale / 255) + band.offset
+        """A piece of a level out of means of the preview, 0..255, of some bands."""
+        described = [self._radiometry.bands[band] for band in bands]
+        values = (means * (band.scale / 255) + band.offset for means, band in zip(stored, described, strict=True))
         below = self.planes(level, part)
-        return part, from_values(values, below, self._radiometry)[list(bands)], below
+        return part, some_from_values(values, below, self._radiometry, bands), below
 
-    def _preview(self, window: Window) -> Uint8:
-        """The preview (channels, rows, columns) of a window of its pixels, as stored."""
-        side = self._archive.layout.preview_side
-        out = np.zeros((self._archive.layout.channels, *window.shape), np.uint8)
+    def _preview(self, window: Window, bands: Sequence[int]) -> Uint8:
+        """The preview (bands, rows, columns) of a window of its pixels, as stored, of some bands."""
+        side, layout = self._archive.layout.preview_side, self._archive.layout
+        groups = sorted({min(band // 3, layout.previews - 1) for band in bands})
+        out = np.zeros((len(bands), *window.shape), np.uint8)
         shards = tiles(window, side)
-        self._loader.fetch_previews(shards)
-        for shard, found in zip(shards, self._loader.each("preview", shards, self._shard_preview), strict=True):
-            whole = Window(row=shard.row * side, col=shard.col * side, height=found.shape[1], width=found.shape[2])
-            part = whole.intersect(window)
-            out[(slice(None), *part.slices(window))] = found[(slice(None), *part.slices(whole))]
+        self._loader.fetch_previews(shards, groups)
+        for group in groups:
+            own = [(place, band - 3 * group) for place, band in enumerate(bands) if band // 3 == group]
+            made = self._loader.each(f"preview{group}", shards, self._shard_preview(group))
+            for shard, found in zip(shards, made, strict=True):
+                whole = Window(row=shard.row * side, col=shard.col * side, height=found.shape[1], width=found.shape[2])
+                part = whole.intersect(window)
+                for place, at in own:
+                    out[(place, *part.slices(window))] = found[(at, *part.slices(whole))]
         return out
 
-    def _shard_preview(self, shard: TileKey) -> Uint8:
-        try:
-            return self._archive.shard(shard).preview()
-        except DAMAGE:
-            if self._damage is None:
-                raise
-            return np.zeros(self._archive.layout.preview_part(shard), np.uint8)
+    def _shard_preview(self, group: int) -> Callable[[TileKey], Uint8]:
+        """How the preview of a shard is read, of one group of bands."""
+
+        def read(shard: TileKey) -> Uint8:
+            layout = self._archive.layout
+            try:
+                return self._archive.shard(shard).preview([group])
+            except DAMAGE:
+                if self._damage is None:
+                    raise
+                return np.zeros((min(3, layout.channels - 3 * group), *layout.preview_part(shard)[1:]), np.uint8)
+
+        return read
 
     def _tile_planes(self, level: int) -> Callable[[TileKey], Uint8]:
         """How the planes of a tile are made at a level."""
         return lambda key: sight.shrunk(planes_of_tile(self._archive, key, self._damage), self._radiometry, 1 << level)
 
-    def _means(self, values: Array, planes: Uint8, factor: int) -> NDArray[np.float64]:
-        return sight.means(values, planes, self._radiometry, factor)
+    def _means(
+        self, values: Array, planes: Uint8, factor: int, bands: Sequence[int] | None = None
+    ) -> NDArray[np.float64]:
+        return sight.means(values, planes, self._radiometry, factor, bands)
 
 
 def _source(level: int) -> int:

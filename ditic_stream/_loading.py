@@ -124,10 +124,11 @@ class Loader:
         needs.  Does nothing to an archive that is here."""
         self.archive.fetch(records, masks=planes)
 
-    def fetch_previews(self, shards: Iterable[TileKey]) -> None:
-        """The same for the previews of shards."""
-        names = map(self.archive.layout.preview, self.missing("preview", shards))
-        self.archive.store.fetch((name, 0, None) for name in names)
+    def fetch_previews(self, shards: Sequence[TileKey], groups: Sequence[int]) -> None:
+        """The same for the previews of shards, of some groups of three bands."""
+        wanted = [group for group in groups if self.missing(f"preview{group}", shards)]
+        if wanted:
+            self.archive.fetch_previews(shards, wanted)
 
     def missing(self, kind: str, keys: Iterable[TileKey]) -> list[TileKey]:
         """Those of `keys` that nothing of this kind is kept of."""

@@ -39,6 +39,8 @@ RUNS, WASTE = 3, 1.0
 wanted: with its index, the records around a window of 512 pixels then come in four requests."""
 ETAG = re.compile(r"[!#-~]{1,1024}")
 """What an ETag that a manifest keeps looks like, without its quotes."""
+WASTE_AT_MOST = 2.0
+"""The same where a number of requests is asked for."""
 LARGEST = 2**24
 """Bytes of one request; longer ranges are taken apart."""
 AHEAD, AMONG = 2**16, 2**15
@@ -52,20 +54,40 @@ def coalesced(ranges: Iterable[Range], *, alone: bool, near: int = NEAR) -> list
     alone: nothing else is asked for at the same time; then there are at most RUNS of them, if WASTE allows.
     near: bytes between two ranges that are read rather than asked about.
     """
-    runs: list[list[int]] = []
-    for start, length in sorted(ranges):
-        if runs and start <= runs[-1][1] + near:
-            runs[-1][1] = max(runs[-1][1], start + length)
-        else:
-            runs.append([start, start + length])
-    spare = WASTE * sum(end - start for start, end in runs)
-    while alone and len(runs) > RUNS:
-        gap, at = min((runs[place + 1][0] - runs[place][1], place) for place in range(len(runs) - 1))
+    return coalesced_groups([ranges], RUNS if alone else None, WASTE, near)[0]
+
+
+def coalesced_groups(
+    groups: Iterable[Iterable[Range]], most: int | None, waste: float, near: int = NEAR
+) -> list[list[Range]]:
+    """The same for ranges of several objects; most: how many there are in all at most, if `waste` allows."""
+    runs: list[list[list[int]]] = []
+    for ranges in groups:
+        own: list[list[int]] = []
+        for start, length in sorted(ranges):
+            if own and start <= own[-1][1] + near:
+                own[-1][1] = max(own[-1][1], start + length)
+            else:
+                own.append([start, start + length])
+        runs.append(own)
+    spare = waste * sum(end - start for own in runs for start, end in own)
+    while most is not None and sum(map(len, runs)) > most:
+        gaps = [
+            (own[place + 1][0] - own[place][1], group, place)
+            for group, own in enumerate(runs)
+            for place in range(len(own) - 1)
+        ]
+        if not gaps:
+            break
+        gap, group, place = min(gaps)
         spare -= gap
         if spare < 0:
             break
-        runs[at : at + 2] = [[runs[at][0], runs[at + 1][1]]]
-    return [(at, min(LARGEST, end - at)) for start, end in runs for at in range(start, end, LARGEST)]
+        own = runs[group]
+        own[place : place + 2] = [[own[place][0], own[place + 1][1]]]
+    return [
+        [(at, min(LARGEST, end - at)) for start, end in own for at in range(start, end, LARGEST)] for own in runs
+    ]
 
 
 class Blocks:
@@ -137,12 +159,12 @@ class _Remote:
         if pool is not None:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def bring(self, groups: Iterable[tuple[str, Sequence[Wanted]]]) -> None:
+    def bring(self, groups: Iterable[tuple[str, Sequence[Wanted]]], most: int | None = None) -> None:
         """Ask for ranges, given in groups of one object each, that are not at hand, beside one another; wait for those
         that others have asked for.  Objects that are not there or are too short are left to who reads."""
         others: list[Future[None]] = []
         with self._lock:  # a range is at hand, or under way, or this call's to ask for
-            own = dict.fromkeys(self.missing(groups, others))
+            own = dict.fromkeys(self.missing(groups, others, most))
             flights = {one: Future[None]() for one in own}
             if flights and self._closed:
                 raise self._gone()
@@ -224,7 +246,7 @@ class _Remote:
             raise ChangedError(f"{self.uri} changed while it was being read; run the same command again")
 
     def missing(
-        self, groups: Iterable[tuple[str, Sequence[Wanted]]], others: list[Future[None]]
+        self, groups: Iterable[tuple[str, Sequence[Wanted]]], others: list[Future[None]], most: int | None = None
     ) -> Iterator[NamedRange]:
         """What of the ranges is neither at hand nor, then it goes to `others`, under way: coalesced within a group."""
         left: list[tuple[str, list[Range]]] = []
@@ -252,15 +274,19 @@ class _Remote:
                         others.append(flight)
             if spans:
                 left.append((name, spans))
-        for name, spans in left:
-            for start, length in coalesced(spans, alone=len(left) == 1, near=self._near):
+        waste = WASTE_AT_MOST
+        if most is None and len(left) == 1:
+            most, waste = RUNS, WASTE
+        runs = coalesced_groups((spans for _, spans in left), most, waste, self._near)
+        for (name, _), own in zip(left, runs, strict=True):
+            for start, length in own:
                 yield name, start, length
 
     def cut(self, name: str, start: int, length: int) -> bytes:
         """`length` bytes of an object, from the blocks or else by a request.  KeyError when there is no such object,
         FormatError when it is shorter."""
         data = self._blocks.find(name, start, length)
-        if data is None:
+        if data is None and name not in self._absent:
             known = self._known.get(name)
             data = self.ask(name, start, length) if known is None or start + length <= known.size else b""
         if data is None:
@@ -303,11 +329,11 @@ class RemoteStore(_Remote):
     def get(self, name: str, start: int, length: int) -> bytes:
         return self.cut(name, start, length) if length else b""
 
-    def fetch(self, ranges: Iterable[NamedRange]) -> None:
+    def fetch(self, ranges: Iterable[NamedRange], most: int | None = None) -> None:
         groups: dict[str, list[Wanted]] = {}
         for name, start, length in ranges:
             groups.setdefault(name, []).append((start, length))
-        self.bring(groups.items())
+        self.bring(groups.items(), most)
 
     def names(self) -> Iterator[str]:
         """By one listing where there is one, by asking for each promised object otherwise."""
@@ -326,6 +352,7 @@ class RemoteFile(_Remote):
     """A Readable: the one object a URI names.  `etag`: its strong ETag without quotes, None when it has none.
 
     `size` is known, and its first bytes are at hand, from the one request that opening costs.
+    head: how many; below zero, the last ones instead.
     Raises SourceError when there is none; FormatError when it is empty.
     """
 
@@ -333,7 +360,7 @@ class RemoteFile(_Remote):
 
     def __init__(self, uri: Uri, head: int = AHEAD) -> None:
         super().__init__(uri)
-        if self.ask("", 0, head) is None:
+        if self.ask("", min(head, 0), abs(head)) is None:
             raise SourceError(f"{uri} does not exist; name a file that does")
         self.size = self._known[""].size
         tag = (self._known[""].etag or "").removeprefix('"').removesuffix('"')
@@ -356,9 +383,9 @@ class RemoteFile(_Remote):
         """From here on read what is asked for and no more."""
         self._ahead, self._near = 0, NEAR
 
-    def fetch(self, *groups: Iterable[Range]) -> None:
+    def fetch(self, *groups: Iterable[Range], most: int | None = None) -> None:
         inside = [("", [one for one in group if 0 <= one[0] < self.size]) for group in groups]
-        self.bring(inside)
+        self.bring(inside, most)
 
 
 def exists(uris: Sequence[Uri]) -> list[Uri]:

@@ -49,9 +49,15 @@ DAMAGE = (FormatError, MissingTileError, DesyncError)
 
 @dataclass(frozen=True, slots=True)
 class DecodeTile:
-    """Read a tile's record, decode its symbols, put the latents into the spool."""
+    """Read a tile's record, decode its symbols, put the latents into the spool.  count: the same for so many tiles of
+    its row, from it on; of an archive that is far away their records come together."""
 
     key: TileKey
+    count: int = 1
+
+    @property
+    def keys(self) -> list[TileKey]:
+        return [TileKey(self.key.row, self.key.col + place) for place in range(self.count)]
 
     def __str__(self) -> str:
         return str(self.key)
@@ -95,11 +101,14 @@ def tiles_read(grid: Grid, rows: range, cols: range) -> tuple[range, range]:
     )
 
 
-def schedule(grid: Grid, rows: range, cols: range, distance: int) -> Iterator[DecodeTile | TileKey | Pause]:
+def schedule(
+    grid: Grid, rows: range, cols: range, distance: int, together: int = 1
+) -> Iterator[DecodeTile | TileKey | Pause]:
     """The order in which to decode tiles and to render the windows of `rows` x `cols`; a bare TileKey is a window.
 
     distance: at least so many places lie between a tile and a window that reads it.  An executor that runs in order
     with `distance` in flight has finished a window's tiles when it takes the window.
+    together: tiles of a row that one place decodes, at most.
     Tiles run `distance` windows ahead, so that pauses are needed at the start and in tiny scenes only.
     """
     reach = 1 if grid.config.overlap else 0
@@ -117,9 +126,11 @@ def schedule(grid: Grid, rows: range, cols: range, distance: int) -> Iterator[De
     places: dict[int, int] = {}
     for index in range(windows):
         while sent <= last_read(min(index + distance, windows - 1)):
-            yield DecodeTile(TileKey(tile_rows[sent // tiles[1]], tile_cols[sent % tiles[1]]))
-            places[sent] = place
-            place, sent = place + 1, sent + 1
+            row, col = divmod(sent, tiles[1])
+            count = min(together, tiles[1] - col)  # within the row: the spool need not be deeper
+            yield DecodeTile(TileKey(tile_rows[row], tile_cols[col]), count)
+            places |= dict.fromkeys(range(sent, sent + count), place)
+            place, sent = place + 1, sent + count
         # In the lowest row of windows there is no row of tiles below: what was read last stays the newest.
         newest = max(newest, last_read(index))
         while place - places[newest] < distance:
@@ -155,7 +166,7 @@ class Rendering:
     slot_bytes: int
 
     @contextmanager
-    def open(self, note: Note) -> Iterator[Callable[[Job], Decoded | None]]:
+    def open(self, note: Note) -> Iterator[Callable[[Job], list[Decoded]]]:
         with open_archive(self.archive) as archive:
             codec = codec_of(archive.manifest, self.device)
             groups = groups_of(archive.manifest)
@@ -169,17 +180,22 @@ class Rendering:
                 scales=zero.scales.dtype.name,
             )
 
-            def run(job: Job) -> Decoded | None:
+            def run(job: Job) -> list[Decoded]:
                 if isinstance(job, DecodeTile):
                     note(job.key)
-                    latent, decoded = decode_tile(archive, codec, job.key, fill=self.fill)
-                    spool.put(job.key, latent)
-                    return decoded
+                    if job.count > 1:
+                        archive.fetch(job.keys)
+                    found = []
+                    for key in job.keys:
+                        latent, decoded = decode_tile(archive, codec, key, fill=self.fill)
+                        spool.put(key, latent)
+                        found.append(decoded)
+                    return found
                 if isinstance(job, RenderWindow) and not job.blank:
                     note(job.key)
                     pixels = render_window(archive, codec, job.key, assemble(archive.grid, job.key, spool.get))
                     self.slots.floats(job.slot * self.slot_bytes, pixels.shape)[...] = pixels
-                return None
+                return []
 
             with one_thread():
                 yield run

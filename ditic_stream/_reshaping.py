@@ -20,6 +20,9 @@ from ditic_stream._resampling import area_means
 from ditic_stream.errors import ConfigError
 from ditic_stream.geometry import Window
 
+MAX_VALUES = 2**27
+"""Values of a resampled window: each takes some 33 bytes while areas are added up, 4 GB in all."""
+
 
 def reshaped(
     levels: Levels, level: int, window: Window, out_shape: tuple[int, int], samples: Sequence[int]
@@ -32,6 +35,11 @@ def reshaped(
         raise ConfigError(f"out_shape {out_shape!r:.40} is no pair of whole numbers; give (rows, columns)") from None
     if rows < 1 or cols < 1:
         raise ConfigError(f"out_shape {out_shape} is empty; give (rows, columns), 1 or more each")
+    if rows * cols * len(samples) > MAX_VALUES:
+        raise ConfigError(
+            f"out_shape {rows} x {cols} of {len(samples)} samples is {rows * cols * len(samples)} values; at most "
+            f"{MAX_VALUES} are made at once: read it in parts, by windows"
+        )
     ratio = min(window.height / rows, window.width / cols)
     more = min(max(int(math.log2(ratio)) if ratio >= 1 else 0, 0), levels.count - 1 - level)
     source = coarser(window, more)

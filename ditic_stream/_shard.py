@@ -6,6 +6,7 @@ Knows Zarr's shard index, seals and chunk codecs; reaches files through a Store 
     records object   seal (8) | record | record | ...        | index (16 bytes a place) | CRC-32C of the index
     mask object                 chunk  | chunk  | ...        | index                    | CRC-32C of the index
     preview object   zstd frame | CRC-32C of the frame       chunk: the same
+                     (more than three bands in format 2: chunks of three, index, CRC-32C, as in a mask object)
 
 The seal is the start of the SHA-256 of mask object and preview object: it ties all three together, and since the
 records object is written last, a shard is whole once that is there.
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ditic_stream._layout import ZSTD_LEVEL, Layout
+from ditic_stream._sizes import SEAL_BYTES, ShardSizes, Span
 from ditic_stream._store import NamedRange, Store
 from ditic_stream.bitstream import EMPTY_BYTES, MAX_RECORD, Record, crc32c, record_length, unpack_record
 from ditic_stream.errors import ChecksumError, ConfigError, DiticError, FormatError, MissingTileError, naming
@@ -29,14 +31,12 @@ from ditic_stream.geometry import TileKey
 
 _log = logging.getLogger(__name__)
 
-SEAL_BYTES = 8
 ENTRY_BYTES = 16
 ABSENT = 2**64 - 1
 """Offset and length of a chunk that is not there, by Zarr's sharding codec."""
 CHUNK_OVERHEAD = 1024
 """Bytes a stored chunk may be longer than its pixels: zstd's own bound is 1/256 more for the smallest of them."""
 
-Span = tuple[int, int]
 if TYPE_CHECKING:  # numpy takes a fifth of the half second in which `info` is to start, and only pixels need it
     import numpy as np
     from numpy.typing import NDArray
@@ -159,34 +159,45 @@ def _padded(array: Uint8, shape: tuple[int, ...]) -> Uint8:
     return np.pad(array, [(0, full - side) for side, full in zip(array.shape, shape, strict=True)])
 
 
-def pack_preview(pixels: Uint8, layout: Layout) -> bytes:
-    """The preview chunk of one shard: uint8 (channels, h, w), padded with zeros to a whole chunk."""
+def pack_preview(pixels: Uint8, layout: Layout) -> list[bytes]:
+    """The pieces of a shard's preview object: uint8 (channels, h, w), padded with zeros to whole chunks."""
     side = layout.preview_side
-    return pack_chunk(_padded(pixels, (layout.channels, side, side)))
+    if layout.previews == 1:
+        return [pack_chunk(_padded(pixels, (layout.channels, side, side)))]
+    some = (pixels[at : at + 3] for at in range(0, layout.channels, 3))
+    return pack_chunks([pack_chunk(_padded(part, (3, side, side))) for part in some])
 
 
-def seal(mask: Sequence[bytes], preview: bytes) -> bytes:
+def seal(mask: Sequence[bytes], preview: Sequence[bytes]) -> bytes:
     """What the records object begins with: the first 8 bytes of the SHA-256 of mask object, then preview object."""
     state = hashlib.sha256()
-    for piece in mask:
+    for piece in (*mask, *preview):
         state.update(piece)
-    state.update(preview)
     return state.digest()[:SEAL_BYTES]
 
 
 class ShardReader:
-    """The three objects of one shard.  Indexes are read once and kept; everything else is read anew."""
+    """The three objects of one shard.  Indexes are read once and kept; everything else is read anew.
 
-    def __init__(self, store: Store, layout: Layout, shard: TileKey) -> None:
+    sizes: where its chunks lie, if an archive says so: then no index is read, and each mask and preview chunk is held
+    against its checksum there.  What does not fit them is read by the indexes and the seal, as if there were none.
+    """
+
+    def __init__(self, store: Store, layout: Layout, shard: TileKey, sizes: ShardSizes | None = None) -> None:
         self.store, self.layout, self.shard = store, layout, shard
+        self.sizes = sizes
         self._records: list[Span | None] | None = None
         self._masks: list[Span | None] | None = None
+        self._previews: list[Span | None] | None = None
         self._foreign: bool | None = None
         self.recovered = False
         """True when the index of the records was damaged and rebuilt from the records themselves."""
 
     def record_bytes(self, key: TileKey) -> bytes:
-        """The bytes of a tile's record: one range, and one for the index the first time.  MissingTileError if lost."""
+        """The bytes of a tile's record by its index: one range, and one for the index the first time.
+
+        MissingTileError if it is lost.
+        """
         self.check(key)
         span = self._record_spans()[self.layout.slot(key)]
         assert span is not None
@@ -198,7 +209,7 @@ class ShardReader:
         return [] if self._records is not None else [(self.layout.records(self.shard), -size, size)]
 
     def mask_ranges(self, wanted: bool = True) -> list[NamedRange]:
-        """What to fetch before masks are read, if they are `wanted`; nothing once their seal was looked at.
+        """What to fetch before masks are read by the seal, if they are `wanted`; nothing once it was looked at.
 
         Mask and preview as a whole, since the seal is over both.
         """
@@ -207,10 +218,27 @@ class ShardReader:
         mask, preview, records = self.layout.objects(self.shard)
         return [(mask, 0, None), (preview, 0, None), (records, 0, SEAL_BYTES)]
 
+    def mask_chunks(self, key: TileKey) -> list[NamedRange]:
+        """Where the mask chunks of a tile lie, by the sizes."""
+        sizes = self.sizes
+        if sizes is None:
+            return []
+        places = range(self.layout.slot(key), len(sizes.masks), self.layout.grid.shard**2)
+        spans = (sizes.masks[place] for place in places)
+        return [(self.layout.mask(self.shard), *span) for span in spans if span is not None]
+
+    def preview_ranges(self, groups: Sequence[int]) -> list[NamedRange]:
+        """What to fetch before some groups of bands of the preview are read."""
+        name, sizes = self.layout.preview(self.shard), self.sizes
+        if sizes is None or self.layout.previews == 1:
+            return [(name, 0, None)]
+        return [(name, *span) for span in (sizes.previews[group] for group in groups) if span is not None]
+
     def record_range(self, key: TileKey) -> tuple[str, int, int] | None:
         """Where a tile's record lies, None when it is lost or its index cannot be read."""
+        slot, sizes = self.layout.slot(key), self.sizes
         try:
-            span = self._record_spans()[self.layout.slot(key)]
+            span = self._record_spans()[slot] if sizes is None else sizes.records[slot]
         except (FormatError, MissingTileError):
             return None
         return None if span is None else (self.layout.records(self.shard), *span)
@@ -236,7 +264,32 @@ class ShardReader:
 
     def record(self, key: TileKey) -> Record:
         """A tile's record, checked against archive id and place."""
-        return unpack_record(self.record_bytes(key), archive_id=self.layout.archive_id, key=key)
+        archive_id, sizes = self.layout.archive_id, self.sizes
+        span = sizes.records[self.layout.slot(key)] if sizes is not None else None
+        if span is not None:
+            try:
+                return unpack_record(self._get(self.layout.records(self.shard), *span), archive_id=archive_id, key=key)
+            except (FormatError, MissingTileError):
+                self.sizes = None
+        return unpack_record(self.record_bytes(key), archive_id=archive_id, key=key)
+
+    def measured(self) -> ShardSizes:
+        """The sizes of the shard, by its objects.  Raises what reading them does; MissingTileError without a tile."""
+        for key in self.layout.grid.tiles_of(self.shard):
+            self.check(key)
+        masks = self._mask_spans() if self.layout.planes else []
+        name, previews = self.layout.preview(self.shard), self._preview_spans()
+        return ShardSizes(
+            records=tuple(self._record_spans()),
+            masks=tuple(masks),
+            previews=tuple(previews),
+            mask_sums=tuple(self._sum(self.layout.mask(self.shard), span) for span in masks),
+            preview_sums=tuple(self._sum(name, span) for span in previews),
+        )
+
+    def _sum(self, name: str, span: Span | None) -> bytes:
+        """The checksum a chunk ends with."""
+        return b"" if span is None else self._get(name, span[0] + span[1] - 4, 4)
 
     def longest(self) -> int:
         """Bytes of the longest record; MissingTileError when a tile has none."""
@@ -252,27 +305,78 @@ class ShardReader:
             return 0
 
     def mask(self, key: TileKey, plane: int) -> Uint8:
-        """One mask plane of a tile's core, uint8 (h, w).  The first of a shard is held against the seal."""
+        """One mask plane of a tile's core, uint8 (h, w), held against the sizes, or else the whole shard's seal."""
         core, tile = self.layout.grid.core(key), self.layout.manifest.grid.tile
+        place = plane * self.layout.grid.shard**2 + self.layout.slot(key)
         with naming(key):
-            span = self._mask_spans()[plane * self.layout.grid.shard**2 + self.layout.slot(key)]
-            if self._is_foreign():
-                raise ChecksumError(self._foreign_message())
-            if span is None:
+            sizes, found = self.sizes, None
+            if sizes is not None:
+                found = self._sized(self.layout.mask(self.shard), place, sizes.masks, sizes.mask_sums, (tile, tile))
+            if found is None:
+                span = self._mask_spans()[place]
+                if self._is_foreign():
+                    raise ChecksumError(self._foreign_message())
+                if span is not None:
+                    found = unpack_chunk(self._get(self.layout.mask(self.shard), *span), (tile, tile))
+            if found is None:
                 import numpy as np
 
                 return np.zeros(core.shape, dtype=np.uint8)
-            return unpack_chunk(self._get(self.layout.mask(self.shard), *span), (tile, tile))[
-                : core.height, : core.width
-            ]
+            return found[: core.height, : core.width]
 
-    def preview(self) -> Uint8:
-        """The preview of the shard, uint8 (channels, h, w), clipped to the scene."""
-        name, side = self.layout.preview(self.shard), self.layout.preview_side
-        shape = (self.layout.channels, side, side)
-        pixels = unpack_chunk(self._get(name, 0, self._size(name, _most(shape))), shape)
-        _, height, width = self.layout.preview_part(self.shard)
-        return pixels[:, :height, :width]
+    def _sized(
+        self,
+        name: str,
+        place: int,
+        spans: Sequence[Span | None],
+        sums: Sequence[bytes],
+        shape: tuple[int, ...],
+    ) -> Uint8 | None:
+        """The chunk that the sizes tell of; None when it is not the one there."""
+        span = spans[place]
+        if span is None:
+            import numpy as np
+
+            return np.zeros(shape, dtype=np.uint8)
+        try:
+            if span[1] > _most(shape):
+                raise FormatError(f"{name} holds a chunk longer than its pixels")
+            data = self._get(name, *span)
+            if data[-4:] != sums[place]:
+                raise ChecksumError(f"{name} holds another chunk")
+            return unpack_chunk(data, shape)
+        except (FormatError, MissingTileError):
+            return None
+
+    def preview(self, groups: Sequence[int] | None = None) -> Uint8:
+        """The preview of the shard, uint8 (channels, h, w), clipped to the scene; of some groups of three bands.
+
+        Held against the sizes; without them against its own checksum alone.
+        """
+        return self._preview(range(self.layout.previews) if groups is None else groups, self.sizes)
+
+    def _preview(self, groups: Sequence[int], sizes: ShardSizes | None) -> Uint8:
+        layout, side = self.layout, self.layout.preview_side
+        name, channels = layout.preview(self.shard), layout.channels if layout.previews == 1 else 3
+        shape, found = (channels, side, side), []
+        for group in groups:
+            part = None
+            if sizes is not None:
+                part = self._sized(name, group, sizes.previews, sizes.preview_sums, shape)
+                if part is None and self._is_foreign():
+                    raise ChecksumError(self._foreign_message())
+            if part is None:
+                span = self._preview_spans()[group]
+                if span is None:
+                    raise FormatError(f"{name} has no chunk for bands {3 * group}..{3 * group + 2}")
+                part = unpack_chunk(self._get(name, *span), shape)
+            found.append(part[: layout.channels - 3 * group])
+        _, height, width = layout.preview_part(self.shard)
+        if len(found) == 1:
+            return found[0][:, :height, :width]
+        import numpy as np
+
+        return np.concatenate(found)[:, :height, :width]
 
     def problems(self) -> Iterator[Problem]:
         """All that is wrong with the shard; nothing when it is whole.  Reads every byte of it."""
@@ -335,7 +439,7 @@ class ShardReader:
                                 kind=error.kind, key=key, name=name, message=f"mask plane {plane}: {error.message}"
                             )
         try:
-            self.preview()
+            self._preview(range(layout.previews), None)
         except DiticError as error:
             name = layout.preview(self.shard)
             message = f"preview of {self._place()}: {error.message}"
@@ -352,7 +456,9 @@ class ShardReader:
         return self._foreign
 
     def _foreign_message(self) -> str:
-        return f"mask or preview of shard {self.shard} belong to other records; compress the scene again"
+        what = "mask or preview" if self.layout.planes else "the preview"
+        verb = "belong" if self.layout.planes else "belongs"
+        return f"{what} of shard {self.shard} {verb} to other records; compress the scene again"
 
     def _is_sealed(self) -> bool:
         state = hashlib.sha256()
@@ -416,6 +522,23 @@ class ShardReader:
                 raise FormatError(f"{name} holds a chunk longer than its pixels")
             self._masks = spans
         return self._masks
+
+    def _preview_spans(self) -> list[Span | None]:
+        if self._previews is None:
+            layout, side = self.layout, self.layout.preview_side
+            name, count = layout.preview(self.shard), layout.previews
+            shape = (layout.channels if count == 1 else 3, side, side)
+            size = self._size(name, count * (_most(shape) + ENTRY_BYTES))
+            if count == 1:
+                return [(0, size)]
+            end = size - index_bytes(count)
+            if end < 0:
+                raise FormatError(f"{name} has {size} bytes; the index alone takes {index_bytes(count)}")
+            spans = unpack_index(self._get(name, end, size - end), count, start=0, end=end)
+            if any(span is not None and span[1] > _most(shape) for span in spans):
+                raise FormatError(f"{name} holds a chunk longer than its pixels")
+            self._previews = spans
+        return self._previews
 
     def _size(self, name: str, most: int) -> int:
         size = self.store.size(name)

@@ -64,18 +64,20 @@ def dataset_mask(planes: Uint8, radiometry: Radiometry) -> Uint8:
     return np.where(some & visible(planes, radiometry), np.uint8(255), np.uint8(0))
 
 
-def means(values: Array, planes: Uint8, radiometry: Radiometry, factor: int) -> NDArray[np.float64]:
-    """Means of the leading bands, values (bands, rows, columns), over blocks of `factor` x `factor` pixels in sight; of
-    those that have a value, where none of these is visible."""
+def means(
+    values: Array, planes: Uint8, radiometry: Radiometry, factor: int, bands: Sequence[int] | None = None
+) -> NDArray[np.float64]:
+    """Means of some bands (the leading ones), values (bands, rows, columns), over blocks of `factor` x `factor` pixels
+    in sight; of those that have a value, where none of these is visible."""
     if not len(planes):
         return box_means(values, np.ones(values.shape[1:], bool), factor)[0]
     seen = visible(planes, radiometry)
     out = np.empty((len(values), *(-(-side // factor) for side in values.shape[1:])))
-    for band, pixels in enumerate(values):
+    for place, (band, pixels) in enumerate(zip(bands or range(len(values)), values, strict=True)):
         there = valid(planes, radiometry, band)
-        out[band], some = box_means(pixels, there & seen, factor)
+        out[place], some = box_means(pixels, there & seen, factor)
         if not some.all():
-            out[band] = np.where(some, out[band], box_means(pixels, there, factor)[0])
+            out[place] = np.where(some, out[place], box_means(pixels, there, factor)[0])
     return out
 
 

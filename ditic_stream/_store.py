@@ -22,13 +22,16 @@ GROUP = "zarr.json"
 """Name of the metadata of the archive and, in their folders, of its arrays."""
 OPENING_BYTES = 2**20
 """What is asked for of a manifest that is far away, before its size is known: more than any has."""
-OBJECT = re.compile(r"((records|mask|preview)/)?zarr\.json|(records|mask|preview)/c/\d{1,8}/\d{1,8}/\d{1,8}")
+OBJECT = re.compile(
+    r"((records|mask|preview)/)?zarr\.json|(records|mask|preview)/c/\d{1,8}/\d{1,8}/\d{1,8}|records/sizes/\d{1,8}/\d{1,8}"
+)
 """What the name of every object of an archive looks like; other files in the folder are left alone."""
 LEFTOVER = re.compile(rf"({OBJECT.pattern})\.\d+\.partial|(records|mask|preview)\.partial")
 """What killed runs leave: an object that was being written, by a process; an array that was being replaced."""
 OWN = re.compile(
     r"\.lock|((records|mask|preview)(\.partial)?/)?zarr\.json(\.\d+\.partial)?"
     r"|(records|mask|preview)(\.partial)?(/c(/\d{1,8}(/\d{1,8}(/\d{1,8}(\.\d+\.partial)?)?)?)?)?"
+    r"|records(\.partial)?/sizes(/\d{1,8}(/\d{1,8}(\.\d+\.partial)?)?)?"
 )
 """Whatever a run may have made in the folder of an archive, folders too; the rest is a user's."""
 
@@ -45,9 +48,10 @@ class Store(Protocol):
     def get(self, name: str, start: int, length: int) -> bytes:
         """`length` bytes from `start`; FormatError when the object is shorter, KeyError when there is none."""
 
-    def fetch(self, ranges: Iterable[NamedRange]) -> None:
+    def fetch(self, ranges: Iterable[NamedRange], most: int | None = None) -> None:
         """Say what will be read next: a store that is far away brings it near, in one round of requests.
 
+        most: of at most so many requests, unless what then would have to be read along is too much.
         What is not there, or is shorter, is left to `get` to name.
         """
 
@@ -93,7 +97,7 @@ class FolderStore:
             except OSError as error:
                 raise SourceError(f"cannot read {name} in {self.root}: {error.strerror}") from error
 
-    def fetch(self, ranges: Iterable[NamedRange]) -> None:
+    def fetch(self, ranges: Iterable[NamedRange], most: int | None = None) -> None:
         pass  # it is near
 
     def names(self) -> Iterator[str]:

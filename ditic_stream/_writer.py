@@ -3,7 +3,8 @@
 In: a manifest; the records, masks and preview of each shard.  Out: the objects of an archive, at its Destination.
 Knows resume and the order of writing; knows nothing of pixels or symbols.  `archive` is the door to it.
 
-    zarr.json, not complete -> per shard: mask, preview, then records -> zarr.json of the arrays -> zarr.json, complete
+    zarr.json, not complete -> per shard: mask, preview, then records -> sizes, zarr.json of the arrays
+        -> zarr.json, complete
 
 A shard is whole once its records are there, an archive once its manifest says so: a kill in between costs no more than
 the shard it hit.
@@ -20,6 +21,7 @@ from ditic_stream._destination import destination_of
 from ditic_stream._layout import Layout, read_manifest
 from ditic_stream._paths import Name, Place, place_of
 from ditic_stream._shard import ShardReader, checked_array, pack_chunks, pack_mask, pack_preview, seal
+from ditic_stream._sizes import ShardSizes, pack_sizes
 from ditic_stream._store import GROUP, Store
 from ditic_stream.bitstream import unpack_record
 from ditic_stream.errors import ConfigError, FormatError, MissingTileError
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 
 LOOKED_UP = 64
 """Shards whose indexes are asked for at a time."""
+MEASURED = 4
+"""Shards whose masks and previews are, for their sizes."""
 
 
 class ShardBytes(NamedTuple):
@@ -69,7 +73,7 @@ class ShardWriter:
         """Write a shard: all or nothing of each object, the records last, flushed to disk.
 
         records: packed, one for every tile of the shard.  masks: uint8 (planes, h, w) of each tile's core, or what
-        `_shard.pack_mask` made of it; None when the scene has no planes.  preview: uint8 (1 or 3, h / 64, w / 64),
+        `_shard.pack_mask` made of it; None when the scene has no planes.  preview: uint8 (channels, h / 64, w / 64),
         rounded up, of the shard's pixels.  Returns the bytes written.
         Raises ConfigError when something is missing, of another shape or of another archive; StorageError when there
         is no room, and then the shard is as it was.
@@ -101,7 +105,7 @@ class ShardWriter:
         small = pack_preview(preview, layout)
         pieces = pack_chunks([records[tiles[place]] if place in tiles else None for place in places], seal(mask, small))
         mask_bytes = self._at.write(layout.mask(shard), mask) if masks is not None else 0
-        preview_bytes = self._at.write(layout.preview(shard), [small])
+        preview_bytes = self._at.write(layout.preview(shard), small)
         return ShardBytes(self._at.write(layout.records(shard), pieces), mask_bytes, preview_bytes)
 
     def done(self, shard: TileKey, store: Store | None = None) -> bool:
@@ -144,23 +148,34 @@ class ArchiveWriter(ShardWriter):
         return (shard for shard in self.grid.shards() if not self.done(shard, store))
 
     def finish(self) -> None:
-        """Write the arrays' metadata, then the manifest with `complete`; release the lock.
+        """Write sizes and the arrays' metadata, then the manifest with `complete`; release the lock.
 
         Raises MissingTileError, naming a tile, when a shard is not whole yet.
         """
-        store, cap = self._at.store(), 0
+        store, cap, layout = self._at.store(), 0, self.layout
+        found: dict[TileKey, dict[TileKey, ShardSizes]] = {}
+        at_once = MEASURED if layout.sized else LOOKED_UP
         for place, shard in enumerate(self.grid.shards()):
-            if place % LOOKED_UP == 0:
-                some = islice(self.grid.shards(), place, place + LOOKED_UP)
-                readers = (ShardReader(store, self.layout, one) for one in some)
+            if place % at_once == 0:
+                some = list(islice(self.grid.shards(), place, place + at_once))
+                readers = (ShardReader(store, layout, one) for one in some)
                 store.fetch(one for reader in readers for one in reader.index_ranges())
+                if layout.sized:  # each mask and preview chunk gives its checksum
+                    store.fetch((name, 0, None) for one in some for name in layout.objects(one)[:-1])
             for name in self.layout.objects(shard):
                 if store.size(name) is None:
                     first = next(self.grid.tiles_of(shard))
                     raise MissingTileError(
                         f"{name} is not written yet; write all shards before the end", key=str(first)
                     )
-            cap = max(cap, ShardReader(store, self.layout, shard).longest())
+            reader = ShardReader(store, layout, shard)
+            cap = max(cap, reader.longest())
+            if layout.sized:
+                block = layout.block_of(shard)
+                measured = found.setdefault(block, {})
+                measured[shard] = reader.measured()
+                if len(measured) == sum(1 for _ in layout.shards_of(block)):
+                    self._at.write(layout.sizes(block), [pack_sizes(layout, block, found.pop(block))])
         for name, document in self.layout.arrays(cap).items():
             self._at.write(name, [document])
         self.manifest = self.manifest.finished()

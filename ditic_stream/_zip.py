@@ -7,13 +7,16 @@ Knows the zip format (PKWARE APPNOTE 6.3), zip64 for what is large; knows nothin
 Written here and not by `zipfile`, since each byte must be the same under every Python and `verify` must be able to say
 of each whether it is; and since `zipfile` takes a kilobyte of memory for each entry a hostile file claims to have.
 
-    per entry   local header (30), name, bytes    metadata first, then sorted; dates 1980-01-01, method 0, no extras
+    per entry   local header (30), name, bytes    in the order of `ordered`; dates 1980-01-01, method 0, no extras
     then        central directory (46 and the name each; zip64: 12 where an offset needs it), end (22; zip64: 98)
+
+From afar it opens by its last bytes, and by one range more where these do not hold all: the directory, and before it
+the sizes and the manifest of an archive with many objects; the manifest of others.
 """
 
 from __future__ import annotations
 
-import json
+import re
 import struct
 import zlib
 from bisect import bisect_right
@@ -28,8 +31,11 @@ from ditic_stream.manifest import MAX_MANIFEST
 
 MAX_DIRECTORY = 2**26
 """Longest central directory, bytes: 600 000 objects, the shards of some 10 terapixels in tiles of 1024."""
-HEAD_BYTES = 2**12
-"""First bytes to read of a zip that is far away: the manifest comes first, and is rarely longer."""
+TAIL_BYTES = 2**13
+"""Last bytes to read of a zip that is far away."""
+FEW = 100
+"""Objects whose directory the last bytes hold: the manifest then comes first, as others expect it."""
+SIZES = re.compile(r"records/sizes/\d+/\d+")
 BLOCK = 2**20
 LIMIT32, LIMIT16 = 2**32 - 1, 2**16 - 1
 DOS_DATE = 0x21
@@ -60,7 +66,7 @@ def zip_pieces(store: Store) -> Iterator[bytes]:
     """
     directory = []
     at = 0
-    for name in sorted(store.names(), key=_place):
+    for name in ordered(store.names()):
         store.fetch([(name, 0, None)])
         size = store.size(name) or 0
         if size >= LIMIT32:
@@ -106,9 +112,19 @@ def zip_pieces(store: Store) -> Iterator[bytes]:
     yield _END.pack(b"PK\5\6", 0, 0, short, short, min(length, LIMIT32), min(at, LIMIT32), 0)
 
 
-def _place(name: str) -> tuple[bool, int, str]:
-    """Metadata first, the root's before all, so that a file cut short still says what it is (OME-NGFF RFC 9)."""
-    return not name.endswith(GROUP), name.count("/"), name
+def ordered(names: Iterable[str]) -> list[str]:
+    """The order of entries: metadata first, then sorted.  The root's metadata comes before all, so that a file cut
+    short still says what it is (OME-NGFF RFC 9); but after all where there are sizes or more than a few objects: then
+    one range at the end holds all that opening takes."""
+    found = sorted(names)
+    late = len(found) > FEW or any(SIZES.fullmatch(name) for name in found)
+
+    def place(name: str) -> tuple[int, int, str]:
+        if late and (name == GROUP or SIZES.fullmatch(name)):
+            return 3 if name == GROUP else 2, 0, name
+        return int(not name.endswith(GROUP)), name.count("/"), name
+
+    return sorted(found, key=place)
 
 
 def _blocks(store: Store, name: str, size: int) -> Iterator[bytes]:
@@ -127,7 +143,7 @@ class ZipStore:
     it, and every tile still reads, since records and chunks carry checksums of their own.  An entry whose local header
     has the same bad name is no damage.
 
-    file: an open one that is far away, with its first HEAD_BYTES at hand: the directory then takes one request more.
+    file: an open one that is far away, with its last TAIL_BYTES at hand: opening then takes one request more at most.
     """
 
     def __init__(self, path: Place, file: Readable | None = None) -> None:
@@ -153,6 +169,8 @@ class ZipStore:
                 if GROUP not in self._entries:
                     raise
             self._offsets = sorted(offset for offset, _ in self._entries.values())
+            if self._file.far:
+                self._bring_first()
         except BaseException:
             self.close()
             raise
@@ -168,7 +186,7 @@ class ZipStore:
             raise FormatError(f"{name} has {size} bytes, {start + length} are needed: it is cut short")
         return self.read(self._start(name, offset, size) + start, length)
 
-    def fetch(self, ranges: Iterable[NamedRange]) -> None:
+    def fetch(self, ranges: Iterable[NamedRange], most: int | None = None) -> None:
         if not self._file.far:
             return
         groups: dict[str, list[Range]] = {}
@@ -179,7 +197,7 @@ class ZipStore:
                 length = size - start if length is None else min(length, size - start)
                 if length > 0:
                     groups.setdefault(name, []).append((self._start(name, offset, size) + start, length))
-        self._file.fetch(*groups.values())
+        self._file.fetch(*groups.values(), most=most)
 
     def names(self) -> Iterator[str]:
         return iter(sorted(name for name in self._entries if OBJECT.fullmatch(name)))
@@ -202,7 +220,7 @@ class ZipStore:
     def _directory(self) -> dict[str, tuple[int, int]]:
         """name -> (offset of the local header, size), from the central directory."""
         at, tail, tail_start = -1, b"", 0
-        for expected in [self._expected(), _END.size + LIMIT16] if self._file.far else [_END.size + LIMIT16]:
+        for expected in [TAIL_BYTES, _END.size + LIMIT16] if self._file.far else [_END.size + LIMIT16]:
             tail_start = max(0, self.length - expected)
             self._file.fetch([(tail_start, self.length - tail_start)])
             tail = self.read(tail_start, self.length - tail_start)
@@ -220,28 +238,25 @@ class ZipStore:
         if disk or length > MAX_DIRECTORY or start + length > end or count * _CENTRAL.size > length:
             raise FormatError(f"{self.path.name} claims {count} entries in {length} bytes at {start} of {end}")
         self._end = start
+        if self._file.far and start < tail_start:
+            begin = _first_wanted(tail[: max(start + length - tail_start, 0)], start)
+            self._file.fetch([(begin, tail_start - begin)])
+            return self._parse(self._joined(start, tail_start) + tail[: start + length - tail_start], count, start)
         return self._parse(self.read(start, length), count, start)
 
-    def _expected(self) -> int:
-        """Bytes at the end that hold the directory of a zip of ours, by the manifest it begins with."""
-        head = self.read(0, min(HEAD_BYTES, self.length))
-        try:
-            *_, size, path, extra = _LOCAL.unpack_from(head)
-            begin = _LOCAL.size + path + extra
-            if size > MAX_MANIFEST:
-                raise ValueError
-            if begin + size > len(head):  # a long manifest: both at once, then
-                self._file.fetch([(begin, size)], [(max(0, self.length - _END.size - LIMIT16), _END.size + LIMIT16)])
-                head = self.read(0, min(begin + size, self.length))
-            manifest = json.loads(head[begin : begin + size])["attributes"]["ditic"]
-            image, side = manifest["image"], manifest["grid"]["tile"] * manifest["grid"]["shard"]
-            rows, cols = -(-image["height"] // side), -(-image["width"] // side)
-            kinds = 3 if manifest["radiometry"]["planes"] else 2
-            longest = _CENTRAL.size + len(f"records/c/{rows}/{cols}/0") + (12 if self.length >= LIMIT32 else 0)
-            tail = (rows * cols * kinds + kinds + 1) * longest + _END.size + _END64.size + _LOCATOR.size
-        except (KeyError, TypeError, ValueError, ZeroDivisionError, OverflowError, RecursionError, struct.error):
-            return _END.size + LIMIT16  # another's, or a manifest that ends up refused anyway
-        return int(min(max(tail, _END.size), MAX_DIRECTORY))
+    def _joined(self, start: int, end: int) -> bytes:
+        """The bytes between, a block at a time."""
+        return b"".join(self.read(at, min(BLOCK, end - at)) for at in range(start, end, BLOCK))
+
+    def _bring_first(self) -> None:
+        """Bring near what opening an archive reads: the manifest, and its sizes if they are one object."""
+        sizes = [name for name in self._entries if SIZES.fullmatch(name)]
+        wanted = []
+        for name in [*(sizes if len(sizes) == 1 else ()), GROUP]:
+            offset, size = self._entries.get(name, (0, LIMIT32))
+            if size <= MAX_MANIFEST:
+                wanted.append((self._start(name, offset, size), size))
+        self._file.fetch(wanted)
 
     def _start(self, name: str, offset: int, size: int) -> int:
         """Where the bytes of an entry begin."""
@@ -335,6 +350,25 @@ class ZipStore:
 
     def _refusal(self, name: str) -> FormatError:
         return _BadNameError(f"entry {name!r} of {self.path.name} leaves the archive or comes twice; distrust the file")
+
+
+def _first_wanted(tail: bytes, start: int) -> int:
+    """Where to begin reading before a directory, of which `tail` is the end: at the manifest and the one object of
+    sizes, if they lie right before it, as its last entries say; else at its `start`."""
+    begin, at = start, len(tail)
+    for name in (GROUP, "records/sizes/0/0"):
+        for extra in (12, 0):
+            place = at - extra - len(name) - _CENTRAL.size
+            if place < 0 or tail[place + _CENTRAL.size : place + _CENTRAL.size + len(name)] != name.encode():
+                continue
+            fields = _CENTRAL.unpack_from(tail, place)
+            offset = fields[16] if fields[16] != LIMIT32 else _offset64(tail[at - extra : at])
+            if fields[0] == b"PK\1\2" and offset < begin and begin - offset <= MAX_MANIFEST:
+                begin, at = offset, place
+                break
+        else:
+            break
+    return begin
 
 
 def _offset64(extra: bytes) -> int:

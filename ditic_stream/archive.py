@@ -13,9 +13,10 @@ The zarr package is not used (_layout.py says why); the tests read every array w
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -23,11 +24,12 @@ from typing import TYPE_CHECKING, Self
 from ditic_stream._layout import PREVIEW_SCALE, Layout, read_manifest
 from ditic_stream._paths import Name, Place, Uri, place_of
 from ditic_stream._shard import ShardReader, pack_mask
-from ditic_stream._store import PARTIAL, FolderStore, Store
+from ditic_stream._sizes import ShardSizes, largest, unpack_sizes
+from ditic_stream._store import PARTIAL, FolderStore, NamedRange, Store
 from ditic_stream._writer import ArchiveWriter, ShardBytes, ShardWriter, remove_archive
-from ditic_stream._zip import HEAD_BYTES, ZipStore, write_zip
+from ditic_stream._zip import TAIL_BYTES, ZipStore, write_zip
 from ditic_stream.bitstream import Record
-from ditic_stream.errors import ConfigError, SourceError
+from ditic_stream.errors import ConfigError, FormatError, SourceError
 from ditic_stream.geometry import TileKey, Window
 from ditic_stream.manifest import Manifest
 from ditic_stream.tiling import Grid
@@ -51,14 +53,20 @@ __all__ = [
     "remove_archive",
 ]
 
+_log = logging.getLogger(__name__)
+
 MAX_PREVIEW = 2**30
 """Largest preview read as one array, bytes."""
 MAX_WINDOW = 2**31
 """Largest mask window read as one array, bytes."""
 FETCHED_BYTES = 2**25
 """Records brought near at a time, bytes: what is beyond is read record by record."""
+REQUESTS = 4
+"""Requests that reading records and masks of one shard may take."""
 FETCHED_TILES, FETCHED_PREVIEWS = 4096, 64
 """Tiles looked at for that, and previews of shards brought near at a time."""
+KEPT_BLOCKS = 4
+"""Blocks of shards whose sizes are kept: of at most 16384 tiles each."""
 KEPT_SHARDS = 256
 """Shards whose indexes a reader keeps: at most 64 KB of them without masks."""
 
@@ -116,7 +124,7 @@ def _far(uri: Uri) -> Store:
 
     if uri.suffix != ".zip":
         return RemoteStore(uri)
-    file = RemoteFile(uri, HEAD_BYTES)
+    file = RemoteFile(uri, -TAIL_BYTES)
     try:
         file.exactly()
         return ZipStore(uri, file)
@@ -164,29 +172,44 @@ class Archive:
         """`attributes`: those of the group as stored, so that `verify` can hold its bytes against its meaning."""
         self.layout = Layout(self.manifest)
         self._shards: OrderedDict[TileKey, ShardReader] = OrderedDict()
+        self._sizes: OrderedDict[TileKey, dict[TileKey, ShardSizes]] = OrderedDict()
         self._lock = threading.Lock()
         store.promise(self.layout.names())
+        if self.layout.in_one_block and self.manifest.complete:
+            store.fetch([(self.layout.sizes(TileKey(0, 0)), 0, None)])
 
     @property
     def grid(self) -> Grid:
         return self.layout.grid
 
     def fetch(self, keys: Iterable[TileKey], *, masks: Iterable[TileKey] = ()) -> None:
-        """Bring the records of tiles near, and the masks of some: the indexes of their shards in one round of requests,
-        with what the masks need, then the records in another.  Does nothing to an archive that is here.
+        """Bring the records of tiles near, and the masks of some, in one round of requests by the archive's sizes.
+        Where it has none: the indexes of their shards in one, with what the masks need, then the records in another.
+        Does nothing to an archive that is here.
 
         What is lost or damaged is left for `record` and `mask` to name; SourceError when the other machine fails.
         """
         tiles = sorted(set(islice(keys, FETCHED_TILES)))
-        masked = {self.grid.shard_of(key) for key in islice(masks, FETCHED_TILES)} if self.layout.planes else set()
-        self.look_up({self.grid.shard_of(key) for key in tiles} | masked, masks=masked)
-        wanted, left = [], FETCHED_BYTES
-        for key in tiles:
-            found = self.shard(self.grid.shard_of(key)).record_range(key)
-            if found is not None and found[2] <= left:
-                left -= found[2]
+        masked = sorted(set(islice(masks, FETCHED_TILES))) if self.layout.planes else []
+        shards = {self.grid.shard_of(key) for key in (*tiles, *masked)}
+        asked = self._bring_sizes(shards)
+        unsized = {shard for shard in shards if self.shard(shard).sizes is None}
+        self.look_up(unsized, masks=unsized.intersection(map(self.grid.shard_of, masked)))
+        wanted, left = list[NamedRange](), FETCHED_BYTES
+        records = (self.shard(self.grid.shard_of(key)).record_range(key) for key in tiles)
+        chunks = (one for key in masked for one in self.shard(self.grid.shard_of(key)).mask_chunks(key))
+        for found in (*records, *chunks):
+            if found is not None and (found[2] or 0) <= left:
+                left -= found[2] or 0
                 wanted.append(found)
-        self.store.fetch(wanted)
+        rounds = asked + bool(unsized)
+        self.store.fetch(wanted, REQUESTS - rounds if len(shards) == 1 else None)
+
+    def fetch_previews(self, shards: Iterable[TileKey], groups: Sequence[int]) -> None:
+        """Bring the previews of shards near, of some groups of three bands."""
+        some = list(shards)
+        self._bring_sizes(set(some))
+        self.store.fetch(one for shard in some for one in self.shard(shard).preview_ranges(groups))
 
     def fetch_shard(self, shard: TileKey) -> None:
         """Bring all objects of a shard near, each whole."""
@@ -203,7 +226,8 @@ class Archive:
         """The record of a tile.  MissingTileError when it is lost, ChecksumError or FormatError when it is damaged."""
         self._check(key)
         reader = self.shard(self.grid.shard_of(key))
-        self.store.fetch(reader.index_ranges())
+        if reader.sizes is None:
+            self.store.fetch(reader.index_ranges())
         return reader.record(key)
 
     def mask(self, window: Window) -> Uint8 | None:
@@ -236,7 +260,7 @@ class Archive:
         return result
 
     def preview(self) -> Uint8:
-        """The scene at 1/64, uint8 (1 or 3, rows, columns).  ConfigError when it is larger than 1 GiB."""
+        """The scene at 1/64, uint8 (channels, rows, columns).  ConfigError when it is larger than 1 GiB."""
         channels, height, width = self.layout.preview_shape
         if channels * height * width > MAX_PREVIEW:
             raise ConfigError(
@@ -259,11 +283,48 @@ class Archive:
         """The reader of one shard; the last 256 are kept for their indexes."""
         with self._lock:
             reader = self._shards.get(shard)
-            if reader is None:
-                reader = self._shards[shard] = ShardReader(self.store, self.layout, shard)
-                if len(self._shards) > KEPT_SHARDS:
-                    self._shards.popitem(last=False)
+        if reader is not None:
             return reader
+        made = ShardReader(self.store, self.layout, shard, self._sizes_of(self.layout.block_of(shard)).get(shard))
+        with self._lock:
+            reader = self._shards.setdefault(shard, made)
+            if len(self._shards) > KEPT_SHARDS:
+                self._shards.popitem(last=False)
+            return reader
+
+    def _bring_sizes(self, shards: set[TileKey]) -> bool:
+        """Bring the sizes of shards near that are not at hand; True when any were asked for."""
+        if not self.layout.sized or not self.manifest.complete:
+            return False
+        blocks = {self.layout.block_of(shard) for shard in shards}
+        with self._lock:
+            wanted = sorted(block for block in blocks if block not in self._sizes)
+        if self.layout.in_one_block or not wanted:
+            return False  # they came when it was opened
+        self.store.fetch((self.layout.sizes(block), 0, None) for block in wanted)
+        return True
+
+    def _sizes_of(self, block: TileKey) -> dict[TileKey, ShardSizes]:
+        """The sizes of a block's shards; none when the archive has none, or they are lost or damaged: `verify` says so,
+        and the indexes of the shards say the same."""
+        if not self.layout.sized or not self.manifest.complete:
+            return {}
+        with self._lock:
+            if block in self._sizes:
+                return self._sizes[block]
+        name, found = self.layout.sizes(block), dict[TileKey, ShardSizes]()
+        try:
+            self.store.fetch([(name, 0, None)])
+            size = self.store.size(name)
+            if size is not None and size <= largest(self.layout, block):
+                found = unpack_sizes(self.store.get(name, 0, size), self.layout, block)
+        except (FormatError, KeyError) as error:
+            _log.info("%s cannot be used (%s); the indexes of the shards are", name, error)
+        with self._lock:
+            self._sizes[block] = found
+            if len(self._sizes) > KEPT_BLOCKS:
+                self._sizes.popitem(last=False)
+        return found
 
     def close(self) -> None:
         self.store.close()

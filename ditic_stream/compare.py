@@ -240,7 +240,7 @@ class _Meter:
             self._structure.merge(structure)
             key = TileKey(row, col)
             core = self._grid.core(key)
-            size = len(self._archive.shard(self._grid.shard_of(key)).record_bytes(key))
+            size = self._archive.shard(self._grid.shard_of(key)).record_size(key)
             if errors.psnr is not None:
                 self._worst = sorted([*self._worst, (errors.psnr, str(key))])[:WORST]
             yield TileQuality(

@@ -21,8 +21,10 @@ from ditic_stream import schemas
 from ditic_stream.config import GridConfig
 from ditic_stream.errors import ChecksumError, ConfigError, FormatError, UnsupportedVersionError
 
-FORMAT = 1
-"""Number of the written format (docs/format.md).  It moves when a byte moves, apart from the package version."""
+FORMAT = 2
+"""The latest written format this release knows (docs/format.md); 1 is what an archive has that needs nothing of 2."""
+SCHEMA = "archive-1"
+"""The schema of manifests of both."""
 KEY = "ditic"
 """Name of the manifest among the attributes of the Zarr group."""
 MAX_MANIFEST = 2**24
@@ -104,12 +106,14 @@ class Manifest:
     """True once every shard is written."""
     attributes: Json = field(default_factory=dict)
     """Further attributes of the Zarr group, for other tools (georeferencing).  The digest covers them."""
+    format: int = 1
+    """1 or 2; `_layout.format_for` says which a new archive gets."""
 
     @property
     def archive_id(self) -> bytes:
         """First 8 bytes of the SHA-256 of the settings that decide the symbols; repeated in every record."""
         settings = {
-            "format": FORMAT,
+            "format": 1,  # of what the records hold, which 2 has not changed
             "image": _plain(self.image),
             "radiometry": self.radiometry,
             "grid": {**_plain(self.grid), "shard": self.shard},
@@ -133,7 +137,7 @@ class Manifest:
             del source["metadata"]
             source["metadata_deflate"] = packed
         document: Json = {
-            "format": FORMAT,
+            "format": self.format,
             "complete": self.complete,
             "archive_id": self.archive_id.hex(),
             "image": _plain(self.image),
@@ -249,6 +253,7 @@ def _build(document: Json, attributes: Json) -> Manifest:
         numerics=document["numerics"],
         complete=document["complete"],
         attributes=attributes,
+        format=int(document["format"]),
     )
 
 
@@ -282,7 +287,7 @@ def _validator(part: str | None = None) -> Any:
     """The validator of a whole manifest, or of one of the schema's definitions."""
     import jsonschema  # 60 ms, and not every import of this module reads a manifest
 
-    whole = schemas.load(f"archive-{FORMAT}")
+    whole = schemas.load(SCHEMA)
     schema = whole if part is None else {"$ref": f"#/$defs/{part}", "$defs": whole["$defs"]}
     return jsonschema.Draft202012Validator(schema)
 

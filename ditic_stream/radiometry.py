@@ -12,7 +12,7 @@ data, what the mask says, all levels of alpha.  Knows numbers; knows nothing of 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -169,10 +169,11 @@ def from_network(units: Floats, planes: Bytes, radiometry: Radiometry) -> Array:
     back as nodata moves to the nearest other value; nodata, NaN, infinities and hidden pixels are restored exactly.
     """
     bands = units.reshape(-1, *units.shape[2:])[: len(radiometry.bands)]
-    return _settled(
+    return some_from_values(
         (one.astype(np.float64) * band.scale + band.offset for one, band in zip(bands, radiometry.bands, strict=True)),
         planes,
         radiometry,
+        range(len(radiometry.bands)),
     )
 
 
@@ -180,21 +181,26 @@ def from_values(values: npt.NDArray[np.float64], planes: Bytes, radiometry: Radi
     """The pixels (bands, rows, columns) of values in the scene's own units, such as means of pixels; else the same."""
     if len(values) != len(radiometry.bands):
         raise WindowError(f"values {values.shape} do not fit {len(radiometry.bands)} bands")
-    return _settled(iter(values), planes, radiometry)
+    return some_from_values(iter(values), planes, radiometry, range(len(radiometry.bands)))
 
 
-def _settled(values: Iterator[npt.NDArray[np.float64]], planes: Bytes, radiometry: Radiometry) -> Array:
-    """Values in the scene's units, a band at a time, as pixels of its type, planes applied."""
-    out = np.empty((len(radiometry.bands), *planes.shape[1:]), np.dtype(radiometry.dtype))
-    _check_shapes(out, planes, radiometry)
+def some_from_values(
+    values: Iterable[npt.NDArray[np.float64]], planes: Bytes, radiometry: Radiometry, bands: Sequence[int]
+) -> Array:
+    """Values (rows, columns) in the scene's units of some bands, one at a time, as pixels (bands, rows, columns) of its
+    type, planes applied."""
+    out = np.empty((len(bands), *planes.shape[1:]), np.dtype(radiometry.dtype))
+    if len(planes) != len(radiometry.planes):
+        raise WindowError(f"planes {planes.shape} do not fit {len(radiometry.planes)} planes of one window")
     covered = _covered(planes, radiometry) if radiometry.planes else None
-    for number, (exact, band) in enumerate(zip(values, radiometry.bands, strict=True)):
-        out[number] = pixels_of(exact, band, out.dtype)
+    for pixels, number, exact in zip(out, bands, values, strict=True):
+        band = radiometry.bands[number]
+        pixels[...] = pixels_of(exact, band, out.dtype)
         if covered is not None and band.hidden is not None:
-            out[number][covered] = band.hidden
+            pixels[covered] = band.hidden
         codes = _validity(planes, radiometry, number)
         if codes is not None and codes.any():
-            _restore(out[number], codes, band.nodata)
+            _restore(pixels, codes, band.nodata)
     return out
 
 
@@ -274,6 +280,7 @@ __all__ = [
     "pixels_of",
     "planes",
     "read_window",
+    "some_from_values",
     "survey",
     "to_network",
 ]

@@ -174,11 +174,18 @@ class Scene:
             window = coarser(self._ground.window_of(bbox), level)
         window = Window(row=0, col=0, height=height, width=width) if window is None else Window.of(window)
         window.within(height, width)
-        if out_shape is not None:
-            pixels, sight = reshaped(self._levels, level, window, out_shape, samples)
-        else:
-            pixels, planes = self._levels.read(level, window, samples)
-            sight = self._levels.sight(planes, samples) if masked else np.ones(0, bool)
+        try:
+            if out_shape is not None:
+                pixels, sight = reshaped(self._levels, level, window, out_shape, samples)
+            else:
+                pixels, planes = self._levels.read(level, window, samples)
+                sight = self._levels.sight(planes, samples) if masked else np.ones(0, bool)
+        except MemoryError as error:
+            made = (len(samples), *(out_shape or window.shape))
+            raise ConfigError(
+                f"{' x '.join(map(str, made))} values of {self.dtype} need more memory than there is; read them in "
+                "parts, or at a coarser level"
+            ) from error
         if not masked:
             return pixels
         fill = self.nodata if self.nodata is not None else np.nan if self.dtype.kind == "f" else None

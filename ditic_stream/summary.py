@@ -19,8 +19,8 @@ from ditic_stream.errors import WeightsError
 from ditic_stream.families import family_of
 from ditic_stream.models import folder as imported
 
-CODED = ("records/c/", "mask/c/")
-"""Objects that rate counts: records with headers and shard indexes, and masks."""
+CODED = ("records/c/", "mask/c/", "records/sizes/")
+"""Objects that rate counts: records with headers, shard indexes and sizes, and masks."""
 
 
 def rate(archive: Archive) -> tuple[int, int]:
@@ -52,7 +52,7 @@ def summary(archive: Archive) -> dict[str, Any]:
         * (1 if image.dtype == "uint8" else 4 if image.dtype == "float32" else 2)
     )
     return {
-        "format": 1,
+        "format": manifest.format,
         "complete": manifest.complete,
         "archive_id": manifest.archive_id.hex(),
         "height": image.height,

@@ -5,6 +5,7 @@ In: an archive, folder or zip.  Out: a Report.  Knows what each byte must be; de
     manifest            digest, schema             zarr.json            equal to what the manifest gives
     record              CRC-32C, place, archive    index of a shard     CRC-32C, no gap, no overlap
     mask, preview       CRC-32C, zstd, seal        zip                  equal to what packing the objects gives
+    sizes               equal to what the shards measure
 
 `check` is the door for what needs the model: `verify --deep` passes a function that decodes a record's symbols.
 """
@@ -19,7 +20,8 @@ from typing import Any
 
 from ditic_stream._layout import group_document
 from ditic_stream._paths import Name
-from ditic_stream._shard import Problem
+from ditic_stream._shard import Problem, ShardReader
+from ditic_stream._sizes import ShardSizes, largest, pack_sizes, unpack_sizes
 from ditic_stream._store import GROUP
 from ditic_stream._zip import ZipStore, zip_pieces
 from ditic_stream.archive import Archive, open_archive
@@ -105,14 +107,17 @@ def _verify(archive: Archive, progress: Progress | None, check: Check | None) ->
     size = sum(archive.store.size(name) or 0 for name in found)
     cap = 0
     present = {shard for shard in map(archive.layout.shard_of, found) if shard is not None}
+    measured: dict[TileKey, dict[TileKey, ShardSizes] | None] = {}
     for shard in sorted(present):
         archive.fetch_shard(shard)
-        reader = archive.shard(shard)
-        problems += reader.problems()
+        reader = ShardReader(archive.store, archive.layout, shard)  # by its indexes, whatever the sizes say
+        found_here = list(reader.problems())
+        problems += found_here
         cap = max(cap, reader.cap())
         tiles += sum(1 for _ in archive.grid.tiles_of(shard))
         if check is not None:
             problems += _checked(archive, shard, check)
+        problems += _sizes_of(archive, reader, measured, whole=not found_here)
         if len(problems) >= MAX_PROBLEMS:
             return Report(problems=tuple(problems[:MAX_PROBLEMS]), tiles=tiles, bytes=size, stopped=True)
         found.difference_update(archive.layout.objects(shard))
@@ -125,10 +130,54 @@ def _verify(archive: Archive, progress: Progress | None, check: Check | None) ->
         problems += lost
         unlisted = archive.grid.rows * archive.grid.cols - tiles - len(lost)
         tiles += unlisted + len(lost)
+    for block in sorted(measured):
+        found.discard(archive.layout.sizes(block))
+        if measured[block] is not None and archive.manifest.complete:  # not all of its shards are whole
+            problems += _sizes_problem(archive, block, None)
     problems += _documents(archive, cap, found, damaged=bool(problems))
     if isinstance(archive.store, ZipStore) and not problems:
         problems += _wrapper(archive.store)
     return Report(problems=tuple(problems), tiles=tiles, bytes=size, unlisted=unlisted)
+
+
+def _sizes_of(
+    archive: Archive, reader: ShardReader, measured: dict[TileKey, dict[TileKey, ShardSizes] | None], *, whole: bool
+) -> list[Problem]:
+    """Measure a shard; what is wrong with the sizes of its block, once that is the last one of it.
+
+    measured: the sizes by block; None of a block that was compared.  whole: nothing is wrong with the shard.
+    """
+    layout = archive.layout
+    if not layout.sized:
+        return []
+    block = layout.block_of(reader.shard)
+    found = measured.setdefault(block, {})
+    assert found is not None
+    if whole:
+        found[reader.shard] = reader.measured()
+    if len(found) < sum(1 for _ in layout.shards_of(block)) or not archive.manifest.complete:
+        return []
+    measured[block] = None
+    return _sizes_problem(archive, block, found)
+
+
+def _sizes_problem(archive: Archive, block: TileKey, found: dict[TileKey, ShardSizes] | None) -> list[Problem]:
+    """What is wrong with the sizes of a block, given those of its shards, or None where these are not all whole."""
+    name = archive.layout.sizes(block)
+    archive.store.fetch([(name, 0, None)])
+    size = archive.store.size(name)
+    if size is None:
+        return [Problem(kind="missing", name=name, message="the sizes of a block of shards are missing")]
+    try:
+        if size > largest(archive.layout, block):
+            raise FormatError(f"the sizes of a block of shards have {size} bytes")
+        data = archive.store.get(name, 0, size)
+        unpack_sizes(data, archive.layout, block)
+    except FormatError as error:
+        return [Problem(kind=error.kind, name=name, message=error.message)]
+    if found is not None and data != pack_sizes(archive.layout, block, found):
+        return [Problem(kind="metadata", name=name, message="the sizes are not those of the shards")]
+    return []
 
 
 def _lost(archive: Archive, present: set[TileKey]) -> Iterator[Problem]:

@@ -79,6 +79,15 @@ def test_bbox_in_degrees_lands_where_rasterio_says(sample, ditic, tmp_path):
     assert 100 <= facts["width"] <= 110
 
 
+def test_a_bbox_crs_that_is_none_is_said_in_one_sentence(sample, ditic, tmp_path):
+    pytest.importorskip("rasterio")
+    done = ditic("region", sample.archive, tmp_path / "a.npy", "--bbox", "1,2,3,4", "--bbox-crs", "nonsense")
+    assert (done.code, done.out) == (1, "")
+    assert "--bbox-crs 'nonsense' is no reference system; name one like EPSG:4326" in done.err
+    done = ditic("region", sample.archive, tmp_path / "a.npy", "--bbox", "1e9,1e9,2e9,2e9", "--bbox-crs", "EPSG:4326")
+    assert done.code == 1 and "in EPSG:4326 lies where EPSG:32633 is not defined" in " ".join(done.err.split())
+
+
 def test_region_to_npy_takes_workers_and_gives_the_crop(sample, ditic, tmp_path):
     for workers in ("1", "2"):
         out = tmp_path / f"{workers}.npy"

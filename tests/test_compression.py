@@ -458,11 +458,11 @@ def test_preview_counts_only_pixels_in_sight() -> None:
     planes = np.zeros((1, 64, 130), np.uint8)
     validity = Radiometry(dtype="uint8", bands=(Band(),), planes=(Plane(kind="validity", bands=(0,)),))
     planes[0, :, 32:128] = 1
-    assert block_means(units, planes, validity).tolist() == [[[255, 0, 0]]]
+    assert block_means(units, planes, validity, 1).tolist() == [[[255, 0, 0]]]
     mask = Radiometry(dtype="uint8", bands=(Band(),) * 3, planes=(Plane(kind="mask"),))
     planes[0] = 0
     planes[0, :, 16:48] = 255
-    assert block_means(units, planes, mask)[0].tolist() == [[128, 0, 0]]
+    assert block_means(units, planes, mask, 1)[0].tolist() == [[128, 0, 0]]
     alpha = Radiometry(
         dtype="uint16",
         bands=(Band(low=0, high=9),) * 3,
@@ -470,7 +470,7 @@ def test_preview_counts_only_pixels_in_sight() -> None:
         alpha=3,
     )
     both = np.stack([planes[0] * 0, planes[0]])
-    assert block_means(units, both, alpha)[0].tolist() == [[128, 0, 0]]
+    assert block_means(units, both, alpha, 1)[0].tolist() == [[128, 0, 0]]
 
 
 # --- what fails

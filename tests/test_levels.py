@@ -12,6 +12,7 @@ import fakes
 import numpy as np
 import pytest
 import tifffile
+import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pictures import landscape
@@ -292,8 +293,32 @@ def test_a_lost_preview_is_said_at_coarse_levels_and_can_be_filled(
 
 @pytest.fixture(scope="module")
 def bands(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
+    """Four bands in format 1, whose preview has three."""
     picture = landscape(4200, 260)
-    return archived(tmp_path_factory.mktemp("bands"), np.dstack([picture, 255 - picture[..., :1]]), "tiny")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compression, "format_for", lambda *_: 1)
+        return archived(tmp_path_factory.mktemp("bands"), np.dstack([picture, 255 - picture[..., :1]]), "tiny")
+
+
+def test_the_preview_has_all_bands_and_coarse_levels_decode_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture = np.dstack([landscape(2100, 1100, seed) for seed in (1, 2, 3)])[..., :7].astype(np.uint16) * 9 + 5
+    archive, _ = archived(tmp_path, picture)
+    monkeypatch.setattr(fakes.FakeCodec, "decode_symbols", lambda *_: pytest.fail("a record was decoded"))
+    with open_archive(archive) as opened, ditic_stream.open(archive, cache_bytes=0) as scene:
+        preview = opened.preview()
+        assert preview.shape == (7, 33, 18)
+        found = scene.read(level=6).transpose(1, 2, 0).astype(float)
+        steps = [band["scale"] / 255 for band in opened.manifest.radiometry["bands"]]
+        assert (np.abs(found - means(picture, 64)).max((0, 1)) <= np.array(steps) * 0.51 + 0.5).all()
+        for some in ([5], [6, 0, 3]):
+            assert (scene.read(level=6, bands=some) == found[..., some].transpose(2, 0, 1)).all()
+        part = Window(row=3, col=9, height=17, width=5)
+        assert (scene.read(part, level=6, bands=[4])[0] == found[3:20, 9:14, 4]).all()
+        assert scene.read(level=5).shape == (7, 66, 35)
+        assert zarr.open(archive / "preview", mode="r").shape == preview.shape
+        assert (zarr.open(archive / "preview", mode="r")[...] == preview).all()
 
 
 def test_a_band_that_the_preview_does_not_have_comes_from_latents_at_coarse_levels(
@@ -309,6 +334,7 @@ def test_a_band_that_the_preview_does_not_have_comes_from_latents_at_coarse_leve
 
 def test_without_a_readout_it_comes_from_decoded_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ditic_stream.codec", fakes.module())
+    monkeypatch.setattr(compression, "format_for", lambda *_: 1)
     picture = landscape(4224, 128)  # of whole blocks: at a ragged edge means of means weigh their pixels alike
     archive, decoded = archived(tmp_path, np.dstack([picture, 255 - picture[..., :1]]))
     with ditic_stream.open(archive) as scene:

@@ -202,8 +202,8 @@ def test_damaged_manifests_raise_format_error(name: str, document: Any) -> None:
 
 
 def test_a_later_format_says_so() -> None:
-    with pytest.raises(UnsupportedVersionError, match="format 2"):
-        Manifest.from_json({"format": 2, "unknown": []})
+    with pytest.raises(UnsupportedVersionError, match="format 3"):
+        Manifest.from_json({"format": 3, "unknown": []})
 
 
 def with_packed(packed: str) -> dict[str, Any]:

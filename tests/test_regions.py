@@ -241,31 +241,35 @@ def rectangles(draw: st.DrawFn) -> tuple[Grid, range, range, int]:
 
 
 @settings(max_examples=200, deadline=None)
-@given(rectangles())
-def test_schedule_decodes_each_tile_once_and_well_before_its_windows(rectangle: tuple[Grid, range, range, int]) -> None:
+@given(rectangles(), st.integers(1, 9))
+def test_schedule_decodes_each_tile_once_and_well_before_its_windows(
+    rectangle: tuple[Grid, range, range, int], together: int
+) -> None:
     grid, rows, cols, distance = rectangle
-    items = list(schedule(grid, rows, cols, distance))
+    items = list(schedule(grid, rows, cols, distance, together))
     windows = [item for item in items if isinstance(item, TileKey)]
     assert windows == [TileKey(row, col) for row in rows for col in cols]
-    tiles = [item.key for item in items if isinstance(item, DecodeTile)]
+    tiles = [key for item in items if isinstance(item, DecodeTile) for key in item.keys]
     assert len(set(tiles)) == len(tiles)
     assert set(tiles) == {near for key in windows for near in grid.neighbours(key)}
-    places = {item.key: place for place, item in enumerate(items) if isinstance(item, DecodeTile)}
+    places = {key: place for place, item in enumerate(items) if isinstance(item, DecodeTile) for key in item.keys}
     for place, item in enumerate(items):
         if isinstance(item, TileKey):
             assert all(place - places[near] >= distance for near in grid.neighbours(item))
 
 
 @settings(max_examples=200, deadline=None)
-@given(rectangles())
-def test_spool_keeps_each_tile_until_its_last_window_is_done(rectangle: tuple[Grid, range, range, int]) -> None:
+@given(rectangles(), st.integers(1, 9))
+def test_spool_keeps_each_tile_until_its_last_window_is_done(
+    rectangle: tuple[Grid, range, range, int], together: int
+) -> None:
     grid, rows, cols, distance = rectangle
     depth = spool_depth(grid, cols, distance)
-    items = list(schedule(grid, rows, cols, distance))
+    items = list(schedule(grid, rows, cols, distance, together))
     ring: dict[tuple[int, int], TileKey] = {}
     for place, item in enumerate(items):
         if isinstance(item, DecodeTile):
-            ring[item.key.row % depth, item.key.col] = item.key
+            ring |= {(key.row % depth, key.col): key for key in item.keys}
             # Now any window among the last `distance` - 1 jobs may still be reading.
             for late in items[max(place - distance + 1, 0) : place]:
                 if isinstance(late, TileKey):

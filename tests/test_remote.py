@@ -42,13 +42,15 @@ from ditic_stream.verify import verify
 
 WAYS = ["wide.ditic", "wide.ditic.zip"]
 """An archive as a folder and as a zip."""
+PLAIN = ["plain.ditic", "plain.ditic.zip"]
+MASKED = ["masked.ditic", "masked.ditic.zip"]
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with archives: `wide`, 25 x 25 tiles of 256 pixels in shards of 8; `giga`, 32 x 32 of 1024 pixels, a
     gigapixel at an ordinary rate (the less a tile takes, the more opening counts); `masked`, like `wide` with a mask;
-    each also as a zip."""
+    each also as a zip.  `plain` is `wide` in format 1, which says no sizes."""
     folder = tmp_path_factory.mktemp("site")
     masked = np.where(np.indices((512, 512)).sum(0)[..., None] < 300, 0, landscape(512, 512))
     for name, picture, tile, side, quality in (
@@ -60,6 +62,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ditic_stream.compress(scene, folder / "small.ditic", model="tiny", tile=tile, quality=quality, workers=1)
         repeat(folder / "small.ditic", folder / f"{name}.ditic", rows=side, cols=side)
         pack_zip(folder / f"{name}.ditic", folder / f"{name}.ditic.zip")
+        if name == "wide":
+            repeat(folder / "small.ditic", folder / "plain.ditic", rows=side, cols=side, number=1)
+            pack_zip(folder / "plain.ditic", folder / "plain.ditic.zip")
         shutil.rmtree(folder / "small.ditic")
     return folder
 
@@ -118,14 +123,14 @@ def test_a_region_over_http_is_the_region_here(site, server, name):
         assert not server.requests, "what was read is kept"
 
 
-@pytest.mark.parametrize("name", [*WAYS, "masked.ditic", "masked.ditic.zip"])
+@pytest.mark.parametrize("name", [*WAYS, *PLAIN, *MASKED])
 def test_opening_takes_at_most_two_requests(server, name):
     with open_archive(f"{server.url}/{name}"):
         assert len(server.requests) <= 2
         assert server.sent < 20_000
 
 
-@pytest.mark.parametrize("name", WAYS)
+@pytest.mark.parametrize("name", [*WAYS, *PLAIN, *MASKED])
 def test_a_cold_region_in_one_shard_takes_four_requests_and_elsewhere_few_rounds(server, name):
     with open_archive(f"{server.url}/{name}") as archive:
         windows = somewhere(archive, 1)
@@ -166,16 +171,16 @@ def test_a_region_reads_less_than_two_parts_in_a_hundred_and_one_window_less_tha
     assert single > 3
 
 
-@pytest.mark.parametrize("name", ["masked.ditic", "masked.ditic.zip"])
-def test_masks_come_with_the_indexes_and_are_exact(site, server, name):
+@pytest.mark.parametrize("name", MASKED)
+def test_masks_come_with_the_records_in_one_round_and_are_exact(site, server, name):
     window = Window(row=300, col=300, height=512, width=512)
     server.delay = 0.25
     with open_archive(f"{server.url}/{name}") as far, open_archive(site / name) as near:
         server.clear()
         bring(far, window)
         read_all(far, window)
-        assert server.rounds() <= 3
-        assert len(server.requests) <= 7
+        assert server.rounds() == 1
+        assert len(server.requests) <= 4
         np.testing.assert_array_equal(far.mask(window), near.mask(window))
         np.testing.assert_array_equal(far.preview(), near.preview())
 
@@ -367,6 +372,27 @@ def test_an_archive_on_s3_reads_in_as_few_requests_as_over_http(site):
         assert verify("s3://bucket/some where/wide.ditic").ok
         with pytest.raises(SourceError, match=r"s3://bucket/nothing\.ditic"):
             open_archive("s3://bucket/nothing.ditic")
+
+
+def test_decompressing_from_afar_asks_for_the_records_of_a_row_together(site, server, tmp_path):
+    for name in WAYS:
+        server.clear()
+        ditic_stream.decompress(f"{server.url}/{name}", tmp_path / "far.npy", window=Window(
+            row=0, col=0, height=1500, width=4096), workers=1, overwrite=True)  # fmt: skip
+        records = [one for one in server.requests if one.name.endswith(".zip") or "records/c" in one.name]
+        assert len(records) < 60, "of 8 x 17 tiles"
+        ditic_stream.decompress(site / name, tmp_path / "near.npy", window=Window(
+            row=0, col=0, height=1500, width=4096), workers=1, overwrite=True)  # fmt: skip
+        np.testing.assert_array_equal(np.load(tmp_path / "far.npy"), np.load(tmp_path / "near.npy"))
+
+
+def test_a_bucket_that_is_not_there_is_named_as_such(site, tmp_path):
+    with object_store():
+        for name in ("a.ditic", "a.ditic.zip"):
+            with pytest.raises(SourceError, match=r"s3://nowhere/a\.ditic.*: there is no bucket of that name"):
+                open_archive(f"s3://nowhere/{name}")
+        with pytest.raises(SourceError, match="there is no bucket of that name"):
+            ditic_stream.compress(site / "wide.tif", "s3://nowhere/a.ditic", model="tiny", tile=256, workers=1)
 
 
 def test_a_missing_extra_says_what_to_install(site, server):

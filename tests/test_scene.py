@@ -411,3 +411,18 @@ def test_what_tiles_a_read_needs_is_said_before_they_are_read(
         assert asked == [[TileKey(0, 0), TileKey(0, 1), TileKey(1, 0), TileKey(1, 1)]]
         scene.read(Window(row=10, col=300, height=5, width=5))
         assert asked[1] == [TileKey(0, 2), TileKey(1, 2)]  # the others are kept
+
+
+def test_more_pixels_than_memory_has_room_for_are_refused_with_a_bound(plain: tuple[Path, np.ndarray, Path]) -> None:
+    refused = pytest.raises(ConfigError, match=r"out_shape 100000 x 100000 of 3 samples is 30000000000 values; at most")
+    with ditic_stream.open(plain[0]) as scene, refused:
+        scene.read(out_shape=(100_000, 100_000))
+
+
+def test_memory_that_runs_out_on_the_way_is_said_with_a_remedy(
+    plain: tuple[Path, np.ndarray, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(np, "empty", lambda *_, **__: (_ for _ in ()).throw(MemoryError()))
+    refused = pytest.raises(ConfigError, match=r"3 x 9 x 8 values of uint8 need more memory than there is; read them")
+    with ditic_stream.open(plain[0]) as scene, refused:
+        scene.read(Window(row=0, col=0, height=9, width=8))

@@ -28,7 +28,7 @@ def test_every_schema_file_can_be_loaded() -> None:
 
 
 def test_golden_manifests_validate_and_damaged_ones_do_not() -> None:
-    schema = schemas.load(f"archive-{manifest.FORMAT}")
+    schema = schemas.load(manifest.SCHEMA)
     for place in sorted(GOLDEN.glob("manifest-1*.json")):
         document = json.loads(place.read_text())[manifest.KEY]
         jsonschema.validate(document, schema)

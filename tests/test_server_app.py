@@ -20,6 +20,7 @@ from ditic_stream.archive import open_archive
 from ditic_stream.doors.server.answers import Body, Kept, Outgoing
 from ditic_stream.doors.server.app import Settings, make_app
 from ditic_stream.doors.server.gate import Busy
+from ditic_stream.doors.server.run import configured
 from ditic_stream.doors.server.served import Catalog, name_of, source_at_hand
 from ditic_stream.errors import ConfigError
 from ditic_stream.geometry import TileKey
@@ -56,6 +57,26 @@ def test_index_names_each_archive_and_loads_nothing_from_elsewhere(client: TestC
     assert "default-src 'none'" in page.headers["content-security-policy"]
     for text in (page.text, client.get("/scene/").text):
         assert "http://" not in text and "https://" not in text
+
+
+@pytest.mark.parametrize("said", ["/maps", "/maps/", "/a/b.c", "//evil.example", "/a b", '/"><b>', "maps", ""])
+def test_behind_a_proxy_addresses_have_the_prefix_that_it_says(client: TestClient, said: str) -> None:
+    prefix = said.rstrip("/") if said in ("/maps", "/maps/", "/a/b.c") else ""
+    headers, base = {"X-Forwarded-Prefix": said}, f"http://testserver{prefix}/scene"
+    assert client.get("/scene/tilejson.json", headers=headers).json()["tiles"][0].startswith(f"{base}/tiles/")
+    assert client.get("/scene/iiif/info.json", headers=headers).json()["id"] == f"{base}/iiif"
+    assert client.get("/scene/iiif", headers=headers).headers["location"] == f"{base}/iiif/info.json"
+    assert client.get("/scene", headers=headers).headers["location"] == f"{base}/"
+
+
+def test_a_root_path_is_part_of_every_address(sample: Sample) -> None:
+    with Catalog() as catalog:
+        catalog.add(sample.archive)
+        config = configured(make_app(catalog, Settings(threads=1)), root_path="/maps")
+        config.load()
+        with TestClient(config.loaded_app, root_path="/maps") as behind:
+            found = behind.get("/maps/scene/tilejson.json").json()
+            assert found["tiles"][0].startswith("http://testserver/maps/scene/tiles/")
 
 
 def test_health_says_what_runs(client: TestClient) -> None:

@@ -40,6 +40,9 @@ def serve(
     max_age: Annotated[
         int, typer.Option(min=0, help="Seconds clients may keep a picture before they ask again.")
     ] = 3600,
+    root_path: Annotated[
+        str, typer.Option(metavar="PATH", help="Path below which a proxy shows this, as /maps; it takes that off.")
+    ] = "",
     access_log: Annotated[bool, typer.Option("--access-log", help="Log each request on stderr.")] = False,
     device: Device = "cpu",
     on_error: OnError = "stop",
@@ -53,7 +56,7 @@ def serve(
     """
     _run(
         [(archive, None) for archive in archives], host=host, port=port, threads=threads, cache=cache, device=device,
-        on_error=on_error, as_json=as_json, quiet=quiet, access_log=access_log, browse=False,
+        on_error=on_error, as_json=as_json, quiet=quiet, access_log=access_log, browse=False, root_path=root_path,
         settings={"timeout": timeout, "queue": queue, "cors": tuple(cors or ()), "max_age": max_age},
     )  # fmt: skip
 
@@ -102,6 +105,7 @@ def _run(
     browse: bool,
     settings: dict[str, Any],
     look: bool = False,
+    root_path: str = "",
 ) -> None:
     try:
         from ditic_stream.doors.server.app import Settings
@@ -148,5 +152,5 @@ def _run(
         own = look and is_own(f"[{host}]" if ":" in host else host)
         run(
             catalog, Settings(threads=threads, kept_bytes=total // 4, own_names=own, **settings),
-            host=host, port=port, ready=ready, access_log=access_log,
+            host=host, port=port, ready=ready, access_log=access_log, root_path=root_path,
         )  # fmt: skip

@@ -13,9 +13,14 @@ from starlette.requests import Request
 from ditic_stream.doors.server.answers import NotServedError
 from ditic_stream.errors import ConfigError
 
+PREFIX = re.compile(r"(/[A-Za-z0-9._~%-]{1,100}){0,20}")
+
 
 def base(request: Request) -> str:
-    return str(request.base_url).rstrip("/")
+    """The address of the index without the last slash, as who asks knows it: behind a proxy with the path that it takes
+    off (X-Forwarded-Prefix, or --root-path)."""
+    prefix = request.headers.get("x-forwarded-prefix", "").rstrip("/")
+    return str(request.base_url).rstrip("/") + (prefix if PREFIX.fullmatch(prefix) else "")
 
 
 def is_own(host: str) -> bool:

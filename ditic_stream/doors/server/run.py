@@ -16,6 +16,7 @@ from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ditic_stream.doors.server.app import Settings, make_app
+from ditic_stream.doors.server.asking import PREFIX
 from ditic_stream.doors.server.served import Catalog
 from ditic_stream.errors import ConfigError
 
@@ -73,12 +74,12 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def configured(app: Starlette, *, access_log: bool = False) -> uvicorn.Config:
-    """How uvicorn runs the application."""
+def configured(app: Starlette, *, access_log: bool = False, root_path: str = "") -> uvicorn.Config:
+    """How uvicorn runs the application.  root_path: what a proxy before it takes off of each path."""
     return uvicorn.Config(
         app, http=Punctual, ws="none", log_level="info" if access_log else "warning", access_log=access_log,
         limit_concurrency=MAX_CONNECTIONS, timeout_keep_alive=IDLE_SECONDS, timeout_graceful_shutdown=END_SECONDS,
-        server_header=False,
+        server_header=False, root_path=root_path,
     )  # fmt: skip
 
 
@@ -90,16 +91,21 @@ def serve(
     port: int,
     ready: Callable[[str], None],
     access_log: bool = False,
+    root_path: str = "",
 ) -> None:
     """Serve until the process is told to end; requests under way get a few seconds to finish.
 
     port: 0 takes a free one.  ready: called with the address once connections are taken.
-    Raises ConfigError when the address cannot be had.
+    root_path: the path below which a proxy shows it, as "/maps".
+    Raises ConfigError when the address cannot be had, or the path is none.
     """
+    root_path = root_path.rstrip("/")
+    if not PREFIX.fullmatch(root_path):
+        raise ConfigError(f"--root-path {root_path!r:.80} is no path; give it like /maps")
     with listen(host, port) as listener:
         taken = listener.getsockname()[1]
         shown = f"[{host}]" if ":" in host else host
-        server = uvicorn.Server(configured(make_app(catalog, settings), access_log=access_log))
+        server = uvicorn.Server(configured(make_app(catalog, settings), access_log=access_log, root_path=root_path))
         ready(f"http://{shown}:{taken}/")
         # uvicorn ends in good order and then raises the signal anew for whoever else waits for it: nobody does.
         with contextlib.suppress(KeyboardInterrupt):
