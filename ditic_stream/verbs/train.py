@@ -12,7 +12,7 @@ from ditic_stream.verbs.options import Device, Json, Quiet
 
 
 def train(
-    data: Annotated[list[Path], typer.Argument(help="Folders, tar files and pictures to train on.")],
+    data: Annotated[list[str], typer.Argument(help="Folders, tar files, lists, pictures and scenes to train on.")],
     out: Annotated[Path, typer.Option(help="Folder of checkpoint, log and weights; a run found there goes on.")] = Path(
         "runs/train"
     ),
@@ -43,6 +43,7 @@ def train(
     rate: Annotated[float, typer.Option(min=0, help="Learning rate.")] = 1e-3,
     threads: Annotated[int, typer.Option(min=1, help="Replicas on a CPU.")] = 2,
     device: Device = "cpu",
+    memory: Annotated[float, typer.Option(min=0, help="Gigabytes of pictures to hold; of more, a draw.")] = 4.0,
     precision: Annotated[str, typer.Option(help="auto, bfloat16 or float32.")] = "auto",
     report: Annotated[float, typer.Option(min=1, help="Seconds between checkpoints and reports.")] = 120.0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of crops and weights.")] = 0,
@@ -59,16 +60,16 @@ def train(
     from ditic_stream.training.train import TrainConfig, run
 
     settings = TrainConfig(
-        data=tuple(map(str, data)), out=str(out), model=model, start=start, stage=stage,
+        data=tuple(data), out=str(out), model=model, start=start, stage=stage,
         without=tuple(without or ()), even_levels=even_levels, minutes=minutes, batch=batch, side=side, rate=rate,
-        threads=threads, device=device, precision=precision, report=report, seed=seed, features=features,
+        threads=threads, device=device, precision=precision, report=report, seed=seed, features=features, memory=memory,
         terms=Terms(perceptual=perceptual, adversarial=adversarial),
     )  # fmt: skip
     with (
         console.interruptible(f"run the same command again to go on from the last checkpoint in {out}"),
         console.Progress("train", quiet=quiet, unit="min") as progress,
     ):
-        weights = run(settings, progress)
+        weights = run(settings, progress, progress.say)
     size = weights.stat().st_size
     facts = {"weights": str(weights), "bytes": size, "log": str(out / "log.jsonl")}
     console.emit(facts, as_json=as_json, lines=[f"{weights}: {console.size(size)}"], quiet=quiet)
