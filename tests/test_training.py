@@ -18,6 +18,7 @@ from ditic_stream.errors import ConfigError, WeightsError
 from ditic_stream.models.config import PRESETS
 from ditic_stream.models.network import Network
 from ditic_stream.models.weights import load_weights
+from ditic_stream.training import train
 from ditic_stream.training.data import Crops, load_pictures
 from ditic_stream.training.evaluation import block_ratios, smooth_pictures
 from ditic_stream.training.init import principal_start
@@ -26,6 +27,12 @@ from ditic_stream.training.objective import Critics, Terms, low_rate_share, whol
 from ditic_stream.training.perceptual import Features
 from ditic_stream.training.start import space_levels, start_from
 from ditic_stream.training.train import TrainConfig, Trainer, run
+
+
+@pytest.fixture(autouse=True)
+def few_validation_crops(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each report codes them at four levels."""
+    monkeypatch.setattr(train, "VALIDATION_CROPS", 4)
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,7 @@ def list_models(as_json: Json = False, quiet: Quiet = False) -> None:
 
 
 def import_model(
-    file: Annotated[Path, typer.Argument(help="A released checkpoint (q3_merge_ema.pt), or a bundle of `export`.")],
+    file: Annotated[Path, typer.Argument(help="A released checkpoint, a bundle, or weights of `train`.")],
     name: Annotated[
         str | None, typer.Option(help="What to call it (default: ditic-0.6b:q3 for q3_merge_ema.pt).")
     ] = None,
@@ -48,16 +48,18 @@ def import_model(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Bring a checkpoint of the paper's authors, or a bundle, into the model folder.
+    """Bring a checkpoint of the paper's authors, a bundle, or weights of your own into the model folder.
 
     The pickle is read without running anything in it, every name and shape is checked, and what is not a whole
     checkpoint is refused with the list of what differs.  The licence is shown.
 
     \b
     Example:  ditic-stream models import q3_merge_ema.pt
+    Your own: ditic-stream models import runs/mine/weights.safetensors --name mine
     """
     from ditic_stream.errors import CheckpointError
     from ditic_stream.models.folder import is_bundle
+    from ditic_stream.models.own import import_set, is_set
     from ditic_stream.models.paper.checkpoint import import_bundle, import_checkpoint
     from ditic_stream.models.paper.config import OFFICIAL, PaperConfig
     from ditic_stream.summary import weight_facts
@@ -66,6 +68,8 @@ def import_model(
         with console.interruptible("nothing was kept; run the same command again"):
             if is_bundle(file):
                 path, record = import_bundle(file, name=name, overwrite=overwrite)
+            elif is_set(file):
+                path, record = import_set(file, name=name, overwrite=overwrite)
             else:
                 sizes = PaperConfig.load(config) if config is not None else OFFICIAL
                 path, record = import_checkpoint(file, name=name, config=sizes, overwrite=overwrite)
