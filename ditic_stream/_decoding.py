@@ -132,7 +132,7 @@ def decode(
     jobs = len(rows) * len(cols)
     if workers is None:
         workers = family_of(archive.manifest.model.name).at_once
-    with nullcontext(executor) if executor else executor_for(workers, device, jobs, total) as running:
+    with nullcontext(executor) if executor else executor_for(workers, device, jobs, total, overlap=True) as running:
         for key, pixels in _rendered(archive, rows, cols, running, device, scratch, damage, fill):
             done = blender.add(key, pixels)
             below.release()

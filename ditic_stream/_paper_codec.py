@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import lru_cache
+from threading import Lock
 
 import numpy as np
 import torch
@@ -28,16 +30,20 @@ from ditic_stream.errors import ConfigError
 from ditic_stream.families import family_of
 from ditic_stream.latents import Cells
 from ditic_stream.models import folder
-from ditic_stream.models.paper import checkpoint
+from ditic_stream.models.paper import checkpoint, compiled
 from ditic_stream.models.paper.config import CODED, MODEL
 from ditic_stream.models.paper.entropy import Decoded
 from ditic_stream.models.paper.fixed import SCALE_BITS, VALUE_BITS
 from ditic_stream.models.paper.lean import PixelDecoder, make_lean
 from ditic_stream.models.paper.network import PaperNetwork
+from ditic_stream.models.paper.weights_file import Checkpoint
 
 ENCODE_HALO = 128
 """Pixels the encoder sees beyond a core (benchmarks/paper_seams.py)."""
 UNITS = family_of(MODEL).units
+TOGETHER_PIXELS = 2**22
+"""Pixels of the groups of a window that a GPU renders in one pass, at most: what a window of 2048 has anyway.  A
+function of the window and the archive alone, so that a region still has the pixels of the whole."""
 
 
 def load(name: str, device: str) -> PaperCodec:
@@ -72,7 +78,7 @@ class PaperCodec:
     def __init__(
         self,
         info: ModelInfo,
-        opened: checkpoint.Checkpoint,
+        opened: Checkpoint,
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
@@ -82,7 +88,20 @@ class PaperCodec:
         network.drop_entropy_networks()
         self.network = network.to(self.device)
         make_lean(self.network.vae.encoder)  # type: ignore[arg-type]
-        self._decoder = PixelDecoder(self.network.vae.decoder, opened.config.vae)  # type: ignore[arg-type]
+        # Two threads may use a codec, and then one decodes symbols while the other renders: on a GPU in a queue of its
+        # own, since the wait for a pass must not be one for a window.  Windows are rendered one by one, as memory is
+        # dear.
+        self._window = Lock()
+        self._queue = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        self.decoder = PixelDecoder(self.network.vae.decoder, opened.config.vae)  # type: ignore[arg-type]
+        if compiled.asked():
+            self.compile()
+
+    def compile(self) -> None:
+        """Render by compiled graphs from now on; see `models.paper.compiled`."""
+        self.network.DiT.forward = compiled.Compiled(self.network.DiT.forward)
+        self.decoder.deep = compiled.Compiled(self.decoder.deep)
+        self.decoder.tail = compiled.Compiled(self.decoder.tail)
 
     def encode(self, pixels: NDArray[np.float32], core: tuple[slice, slice], q: int) -> Coded:
         """Code the core of a window; see `encode_at`."""
@@ -113,7 +132,8 @@ class PaperCodec:
     def decode_symbols(self, record: Record, groups: int, height: int, width: int, q: int) -> Cells:
         """As codec.TileCodec says: values in 64ths of a step, scales in 128ths, both int16."""
         coded = Coded(record.lanes_log2, record.words, record.escapes, record.coded, record.symbols_crc)
-        return self.entropy.pull(coded, groups, height, width)
+        with torch.cuda.stream(self._queue) if self._queue is not None else nullcontext():
+            return self.entropy.pull(coded, groups, height, width)
 
     def decode_many(
         self, records: Sequence[Record], groups: int, height: int, width: int, q: int, *, coarse: bool = False
@@ -138,13 +158,16 @@ class PaperCodec:
         matter: nothing here is anchored."""
         side = UNITS.cell
         out = np.empty((len(values), 3, values.shape[2] * side, values.shape[3] * side), np.float32)
-        for group in range(len(values)):
-            y, spread = (
-                torch.from_numpy(part[group : group + 1]).to(self.device).float() * 2.0**-bits
-                for part, bits in ((values, VALUE_BITS), (scales, SCALE_BITS))
-            )
-            latent = self.network.denoise(self.network.heads(Decoded(y, spread))).latent
-            del y, spread
-            pixels = self._decoder((latent / self.network.config.scaling).to(self.dtype))
-            out[group] = ((pixels[0].float() + 1) * 0.5).cpu().numpy()
+        fit = max(TOGETHER_PIXELS // (out.shape[2] * out.shape[3]), 1) if self.device.type == "cuda" else 1
+        for first in range(0, len(values), fit):
+            part = slice(first, first + fit)
+            with self._window:
+                y, spread = (
+                    torch.from_numpy(one[part]).to(self.device).float() * 2.0**-bits
+                    for one, bits in ((values, VALUE_BITS), (scales, SCALE_BITS))
+                )
+                latent = self.network.denoise(self.network.heads(Decoded(y, spread))).latent
+                del y, spread
+                pixels = self.decoder((latent / self.network.config.scaling).to(self.dtype))
+                out[part] = ((pixels.float() + 1) * 0.5).cpu().numpy()
         return out

@@ -3,7 +3,8 @@
 In: a Task (a small picklable value, opened once a worker) and keys.  Out: (key, result) as they finish, or in order.
 Knows nothing of scenes, codecs or files; pixels do not pass through here, only keys and receipts.
 
-    SerialExecutor      the reference: every key here, one after the other
+    SerialExecutor      the reference: every key here, one after the other (_here)
+    OverlapExecutor     the same, two keys at a time, so that a device does not wait for this process
     ProcessExecutor     the same, faster (_processes)
     found("ray")        the same on a cluster (workers/, by entry point)
 
@@ -15,17 +16,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 from collections.abc import Iterable, Iterator
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from ditic_stream._here import OverlapExecutor, SerialExecutor, be_one_thread, one_thread
 from ditic_stream._processes import ProcessExecutor
 from ditic_stream._shared import Shared
-from ditic_stream._tasks import ATTEMPTS, CallersError, Note, OnFailure, OnNote, Task, loaded, named, translated
-from ditic_stream.errors import ConfigError, DiticError
+from ditic_stream._tasks import ATTEMPTS, Note, OnFailure, OnNote, Task, loaded
+from ditic_stream.errors import ConfigError
 
 __all__ = [
     "ATTEMPTS",
@@ -33,6 +34,7 @@ __all__ = [
     "Note",
     "OnFailure",
     "OnNote",
+    "OverlapExecutor",
     "ProcessExecutor",
     "SerialExecutor",
     "Shared",
@@ -103,108 +105,24 @@ class Executor(Protocol):
         ...
 
 
-class SerialExecutor:
-    """The reference: every key in this process, one after the other."""
-
-    workers = 1
-    local = True
-
-    def __init__(self, *, attempts: int = ATTEMPTS) -> None:
-        self._attempts = attempts
-        self._shared: list[Shared] = []
-
-    def __enter__(self) -> SerialExecutor:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        while self._shared:
-            self._shared.pop().close()
-
-    def shared(self, *, folder: Path | None = None) -> Shared:
-        self._shared.append(Shared(folder=folder))
-        return self._shared[-1]
-
-    def run_in_order(
-        self,
-        task: Task[K, R],
-        keys: Iterable[K],
-        *,
-        in_flight: int | None = None,
-        on_note: OnNote | None = None,
-        on_failure: OnFailure[K, R] | None = None,
-    ) -> Iterator[tuple[K, R]]:
-        last: object = None
-
-        def note(what: object, units: int = 0) -> None:
-            nonlocal last
-            last = what
-            if on_note is not None:
-                try:
-                    on_note(what, units)
-                except Exception as error:
-                    raise CallersError(error) from error
-
-        with task.open(note) as run:
-            for key in keys:
-                for attempt in range(1, self._attempts + 1):
-                    last = key
-                    try:
-                        result = run(key)
-                        break
-                    except CallersError as carrier:
-                        raise carrier.error from None
-                    except Exception as error:
-                        if isinstance(error, DiticError) or attempt == self._attempts:
-                            failure = named(translated(error), last, attempt)
-                            if on_failure is None or not isinstance(failure, DiticError):
-                                raise failure from error
-                            result = on_failure(key, failure)
-                            break
-                yield key, result
-
-    run_unordered = run_in_order
-
-
-def be_one_thread() -> None:
-    """Let torch, if it is loaded, compute with one thread in the thread that calls this: torch asks each for itself."""
-    torch = _torch()
-    if torch is not None:
-        torch.set_num_threads(1)
-
-
-def _torch() -> Any:
-    """torch if it is loaded, all of it: another thread may be importing it just now, and then this one waits."""
-    return import_module("torch") if "torch" in sys.modules else None
-
-
 @contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Run torch, if it is loaded, with one thread as the workers do, and give the caller's setting back."""
-    torch = _torch()
-    if torch is None:
-        yield
-        return
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextlib.contextmanager
-def executor_for(workers: int | None, device: str, jobs: int, pixels: int) -> Iterator[Executor]:
+def executor_for(
+    workers: int | None, device: str, jobs: int, pixels: int, *, overlap: bool = False
+) -> Iterator[Executor]:
     """The executor for so many workers and jobs: this process itself where one will do.
 
     workers: None takes the cores, but no more than there is work for, as a process takes seconds to start; and one
     where the networks run on another device, which several would only share.
+    overlap: there this process may work on two keys at a time, as in decoding: one tile's symbols while a window
+    renders.
     """
     if workers is not None and workers < 1:
         raise ConfigError(f"{workers} workers cannot work; use 1 or more")
     if workers is None:
         workers = min(cores(), max(pixels // PIXELS_A_WORKER, 1)) if device == "cpu" else 1
     count = min(workers, jobs)
-    with SerialExecutor() if count == 1 else ProcessExecutor(count) as made:
+    alone = OverlapExecutor if overlap and device != "cpu" and jobs > 1 else SerialExecutor
+    with alone() if count == 1 else ProcessExecutor(count) as made:
         yield made
 
 

@@ -9,8 +9,10 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +22,21 @@ from fakes import Fill, Square
 
 from ditic_stream import executors
 from ditic_stream.errors import ConfigError, StorageError, TaskError
-from ditic_stream.executors import Executor, ProcessExecutor, SerialExecutor, Shared, executor_for, one_thread
+from ditic_stream.executors import (
+    Executor,
+    OverlapExecutor,
+    ProcessExecutor,
+    SerialExecutor,
+    Shared,
+    executor_for,
+    one_thread,
+)
 
 
-@pytest.fixture(params=["serial", "processes"])
+@pytest.fixture(params=["serial", "overlap", "processes"])
 def executor(request: pytest.FixtureRequest) -> Iterator[Executor]:
-    with SerialExecutor() if request.param == "serial" else ProcessExecutor(2) as made:
+    kinds = {"serial": SerialExecutor, "overlap": OverlapExecutor}
+    with kinds[request.param]() if request.param in kinds else ProcessExecutor(2) as made:
         yield made
 
 
@@ -129,6 +140,55 @@ def test_workers_are_as_asked_or_as_many_as_cores_and_work_allow(
     with executor_for(workers, device, jobs, pixels) as made:
         assert made.workers == expected
         assert isinstance(made, SerialExecutor if expected == 1 else ProcessExecutor)
+
+
+def test_decoding_on_another_device_this_process_works_on_two_keys_at_a_time() -> None:
+    with executor_for(None, "cuda", 9, 10**9, overlap=True) as made:
+        assert isinstance(made, OverlapExecutor) and made.workers == 2
+    for device, jobs in (("cuda", 1), ("cpu", 9)):
+        with executor_for(None, device, jobs, 10, overlap=True) as made:
+            assert type(made) is SerialExecutor
+
+
+class Meeting:
+    """A task whose keys wait for each other in pairs; a key of `fails` raises."""
+
+    def __init__(self, fails: int = -1) -> None:
+        self.barrier, self.fails, self.taken = threading.Barrier(2), fails, list[int]()
+
+    @contextmanager
+    def open(self, note: object) -> Iterator[Callable[[int], int]]:
+        def run(key: int) -> int:
+            self.barrier.wait(timeout=20)
+            if key == self.fails:
+                raise ConfigError(f"key {key}")
+            return key * key
+
+        yield run
+
+
+def test_two_keys_overlap_and_come_back_in_order_with_no_more_taken_than_asked() -> None:
+    task, used = Meeting(), list[int]()
+
+    def keys() -> Iterator[int]:
+        for key in range(8):
+            task.taken.append(len(used))
+            yield key
+
+    with OverlapExecutor() as executor:
+        for key, result in executor.run_in_order(task, keys(), in_flight=4):
+            used.append(key)
+            assert result == key * key
+    assert used == list(range(8))
+    assert all(key - done < 4 for key, done in enumerate(task.taken))
+
+
+def test_an_error_in_one_of_two_keys_is_raised_at_its_turn() -> None:
+    with OverlapExecutor() as executor:
+        results = executor.run_in_order(Meeting(fails=3), range(8), in_flight=4)
+        assert [next(results)[0] for _ in range(3)] == [0, 1, 2]
+        with pytest.raises(ConfigError, match="key 3"):
+            next(results)
 
 
 def test_a_system_that_starts_no_process_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

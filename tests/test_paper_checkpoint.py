@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from ditic_stream import cli
 from ditic_stream.errors import CheckpointError, ConfigError, FormatError, StorageError, WeightsError
 from ditic_stream.models import folder
-from ditic_stream.models.paper import checkpoint, layout, network, seeded, tables
+from ditic_stream.models.paper import checkpoint, layout, network, seeded, tables, weights_file
 from ditic_stream.models.paper.config import PaperConfig
 from ditic_stream.rans import TOTAL, Tables
 
@@ -179,7 +179,7 @@ def test_two_names_of_one_tensor_have_to_agree(tensors: Tensors, shapes: dict[st
 
 def with_tables(tensors: Tensors) -> Tensors:
     """The same checkpoint, saved after CompressAI had built its tables: the very ones that import would build."""
-    z, y, scales = tables.tables_of(checkpoint._table_arrays(tensors))
+    z, y, scales = tables.tables_of(weights_file.table_arrays(tensors))
     stored: Tensors = {GAUSSIAN + "scale_table": torch.from_numpy(scales)}
     for prefix, flat in ((PRIOR, z), (GAUSSIAN, y)):
         rows = np.split(flat.counts, np.cumsum(flat.sizes)[:-1])
@@ -195,8 +195,9 @@ def with_tables(tensors: Tensors) -> Tensors:
 def test_tables_of_a_checkpoint_are_taken_as_they_are(tensors: Tensors, shapes: dict[str, tuple[int, ...]]) -> None:
     full = with_tables(tensors)
     assert checkpoint.differences(full, shapes) == []
-    arrays = checkpoint._table_arrays(full)
-    for built, taken in zip(tables.tables_of(checkpoint._table_arrays(tensors)), tables.tables_of(arrays), strict=True):
+    arrays = weights_file.table_arrays(full)
+    made = tables.tables_of(weights_file.table_arrays(tensors))
+    for built, taken in zip(made, tables.tables_of(arrays), strict=True):
         if isinstance(built, np.ndarray):
             np.testing.assert_array_equal(built, taken)
         else:
@@ -223,7 +224,7 @@ def test_tables_that_are_none_are_refused(tensors: Tensors, name: str, change: A
         full = dict(tensors)  # they count only where tables are built
     full[name] = change(full[name])
     with pytest.raises(ValueError, match=words):
-        tables.tables_of(checkpoint._table_arrays(full))
+        tables.tables_of(weights_file.table_arrays(full))
 
 
 def test_built_tables_follow_the_gaussian_and_lose_next_to_nothing() -> None:

@@ -23,9 +23,11 @@ from ditic_stream.archive import open_archive
 from ditic_stream.config import GridConfig
 from ditic_stream.entropy import Coded
 from ditic_stream.errors import ConfigError, DesyncError, FormatError, WeightsError
+from ditic_stream.executors import OverlapExecutor
 from ditic_stream.geometry import TileKey, Window
 from ditic_stream.models import folder
 from ditic_stream.models.paper import checkpoint, entropy, fixed, recipe
+from ditic_stream.models.paper.compiled import Compiled
 from ditic_stream.models.paper.entropy import Decoded
 from ditic_stream.models.paper.network import PaperNetwork
 from ditic_stream.rans import encode
@@ -225,6 +227,33 @@ def test_region_is_the_crop_of_the_whole(archive: Path, tmp_path: Path) -> None:
     with open_scene(archive) as scene:
         part = scene.read(Window(row=180, col=100, height=20, width=100)).transpose(1, 2, 0)
     assert np.array_equal(part, whole[180:200, 100:200])
+    with OverlapExecutor() as executor:  # as on a GPU: symbols of one tile while a window renders
+        ditic_stream.decompress(archive, tmp_path / "two.npy", executor=executor)
+    assert np.array_equal(np.load(tmp_path / "two.npy"), whole)
+
+
+@pytest.mark.parametrize("works", [True, False], ids=["compiled", "no compiler"])
+def test_compiled_graphs_show_the_same_picture_and_where_they_fail_the_networks_do(
+    works: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen = []
+
+    def compile_(plain: Any, **_: Any) -> Any:
+        def fast(x: torch.Tensor) -> torch.Tensor:
+            seen.append(tuple(x.shape))
+            if not works:
+                raise RuntimeError("no compiler here\nsee its manual")
+            return plain(x)
+
+        return fast
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    found, x = Compiled(torch.square), torch.ones(2)
+    assert torch.equal(found(x), x) and torch.equal(found(x), x)
+    assert len(seen) == (2 if works else 1)
+    assert [record.getMessage() for record in caplog.records] == (
+        [] if works else ["torch.compile fails here (RuntimeError: no compiler here); ditic-0.6b goes on without it"]
+    )
 
 
 def test_records_decode_alone_and_say_their_licence(archive: Path, paper: PaperCodec) -> None:

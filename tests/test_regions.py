@@ -32,7 +32,7 @@ from ditic_stream.errors import (
     WeightsError,
     WindowError,
 )
-from ditic_stream.executors import ProcessExecutor, SerialExecutor
+from ditic_stream.executors import OverlapExecutor, ProcessExecutor, SerialExecutor
 from ditic_stream.geometry import TileKey, Window
 from ditic_stream.manifest import KEY
 from ditic_stream.tiling import Grid
@@ -514,6 +514,14 @@ def test_the_callers_executor_is_used_and_left_open(small: tuple[Path, np.ndarra
         for name in ("a.tif", "b.tif"):
             regions.decompress(small[0], tmp_path / name, executor=executor)
     assert (tmp_path / "a.tif").read_bytes() == (tmp_path / "b.tif").read_bytes()
+
+
+def test_two_threads_give_the_bytes_of_one(tmp_path: Path) -> None:
+    archive = archive_of(tmp_path, picture(700, 600, 3, "uint8"))
+    for name, kind in (("one.tif", SerialExecutor), ("two.tif", OverlapExecutor)):
+        with kind() as executor:
+            regions.decompress(archive, tmp_path / name, executor=executor)
+    assert (tmp_path / "one.tif").read_bytes() == (tmp_path / "two.tif").read_bytes()
 
 
 # --- masks

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ditic_stream import console
+from ditic_stream.errors import ConfigError
+from ditic_stream.families import FAMILIES, family_of
 from ditic_stream.verbs.options import Device, Json, Quiet
 
 
@@ -16,10 +19,16 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder of checkpoint, log and weights; a run found there goes on.")] = Path(
         "runs/train"
     ),
-    model: Annotated[str, typer.Option(help="Preset of sizes: small or tiny.")] = "small",
+    model: Annotated[
+        str, typer.Option(help="Preset of sizes: small or tiny; or ditic-0.6b:SET, to tune that set.")
+    ] = "small",
     start: Annotated[str, typer.Option(help="Set of weights to go on from (name or file); none: from scratch.")] = "",
     stage: Annotated[
-        str, typer.Option(help="whole: all networks; entropy: only what predicts symbols, from --start.")
+        str,
+        typer.Option(
+            help="whole: all networks; entropy: only what predicts symbols, from --start; adversarial: with a "
+            "discriminator (ditic-0.6b's second stage)."
+        ),
     ] = "whole",
     without: Annotated[
         list[str] | None,
@@ -29,7 +38,10 @@ def train(
         bool, typer.Option("--even-levels", help="First space the rate levels of --start evenly in rate.")
     ] = False,
     features: Annotated[
-        str, typer.Option(help="Features file (SqueezeNet 1.1, safetensors) for --perceptual, see docs/train.md.")
+        str,
+        typer.Option(
+            help="Features file (SqueezeNet 1.1, safetensors) for --perceptual and ditic-0.6b, see docs/train.md."
+        ),
     ] = "",
     perceptual: Annotated[
         float, typer.Option(min=0, help="Weight of the distance of features at low rates; 0: none.")
@@ -38,10 +50,17 @@ def train(
         float, typer.Option(min=0, max=1, help="Share of a discriminator's pull at low rates, say 0.5; 0: none.")
     ] = 0.0,
     minutes: Annotated[float, typer.Option(min=0, help="Wall time to train; the learning rate falls over it.")] = 60.0,
+    steps: Annotated[int, typer.Option(min=0, help="Steps to train in place of --minutes, when not 0.")] = 0,
     batch: Annotated[int, typer.Option(min=1, help="Crops a step, over all threads.")] = 8,
     side: Annotated[int, typer.Option(help="Side of a crop, pixels: a multiple of 256.")] = 256,
-    rate: Annotated[float, typer.Option(min=0, help="Learning rate.")] = 1e-3,
-    threads: Annotated[int, typer.Option(min=1, help="Replicas on a CPU.")] = 2,
+    rate: Annotated[
+        float | None, typer.Option(min=0, help="Learning rate (default: 1e-3; of ditic-0.6b 1e-4).")
+    ] = None,
+    rate_weight: Annotated[
+        float | None, typer.Option(min=0, help="ditic-0.6b: weight of a bit a pixel (default: by the set's name).")
+    ] = None,
+    rank: Annotated[int | None, typer.Option(min=1, help="ditic-0.6b: rank of the adapters (default: 32).")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Replicas on a CPU; of ditic-0.6b threads.")] = 2,
     device: Device = "cpu",
     memory: Annotated[float, typer.Option(min=0, help="Gigabytes of pictures to hold; of more, a draw.")] = 4.0,
     precision: Annotated[str, typer.Option(help="auto, bfloat16 or float32.")] = "auto",
@@ -55,21 +74,70 @@ def train(
     \b
     Example:  ditic-stream train pictures/ --model tiny --minutes 10 --out runs/tiny
     To go on: ditic-stream train scenes.tar --start small --minutes 120 --rate 5e-4 --out runs/mine
+    To tune:  ditic-stream train scenes.tar --model ditic-0.6b:q3 --device cuda --minutes 600 --out runs/q3
     """
-    from ditic_stream.training.objective import Terms
-    from ditic_stream.training.train import TrainConfig, run
-
-    settings = TrainConfig(
-        data=tuple(data), out=str(out), model=model, start=start, stage=stage,
-        without=tuple(without or ()), even_levels=even_levels, minutes=minutes, batch=batch, side=side, rate=rate,
-        threads=threads, device=device, precision=precision, report=report, seed=seed, features=features, memory=memory,
-        terms=Terms(perceptual=perceptual, adversarial=adversarial),
-    )  # fmt: skip
+    common = {
+        "data": tuple(data), "out": str(out), "stage": stage, "minutes": minutes, "steps": steps,
+        "batch": batch, "side": side, "threads": threads, "device": device, "precision": precision, "report": report,
+        "seed": seed, "features": features, "memory": memory,
+    }  # fmt: skip
+    common |= {} if rate is None else {"rate": rate}
+    only = {"rate_weight": rate_weight, "rank": rank}
+    own: dict[str, Any] = {"without": tuple(without or ()), "even_levels": even_levels}
+    terms = {"perceptual": perceptual, "adversarial": adversarial}
+    run: Callable[[console.Progress], Path]
+    if family_of(model) in FAMILIES.values():
+        run = _tuning(model, start, common, only, own | terms)
+    else:
+        run = _training(model, start, common, only, own, terms)
     with (
         console.interruptible(f"run the same command again to go on from the last checkpoint in {out}"),
         console.Progress("train", quiet=quiet, unit="min") as progress,
     ):
-        weights = run(settings, progress, progress.say)
+        weights = run(progress)
     size = weights.stat().st_size
     facts = {"weights": str(weights), "bytes": size, "log": str(out / "log.jsonl")}
     console.emit(facts, as_json=as_json, lines=[f"{weights}: {console.size(size)}"], quiet=quiet)
+
+
+def _training(
+    model: str,
+    start: str,
+    common: dict[str, Any],
+    only: dict[str, Any],
+    own: dict[str, Any],
+    terms: dict[str, float],
+) -> Callable[[console.Progress], Path]:
+    """A run of the package's own networks."""
+    from ditic_stream.training.objective import Terms
+    from ditic_stream.training.train import TrainConfig, run
+
+    for name, value in only.items():
+        if value is not None:
+            raise ConfigError(f"--{name.replace('_', '-')} is of ditic-0.6b; {model} has no such thing")
+    if common["stage"] == "adversarial":
+        raise ConfigError(f"the stage adversarial is of ditic-0.6b; for {model} take whole or entropy")
+    settings = TrainConfig(model=model, start=start, terms=Terms(**terms), **common, **own)
+    return lambda progress: run(settings, progress, progress.say)
+
+
+def _tuning(
+    model: str, start: str, common: dict[str, Any], own: dict[str, Any], others: dict[str, Any]
+) -> Callable[[console.Progress], Path]:
+    """A run that tunes a set of ditic-0.6b."""
+    from ditic_stream.training.paper.config import TuneConfig
+    from ditic_stream.training.paper.run import run
+
+    for name, value in others.items():
+        if value:
+            option = f"--{name.replace('_', '-')}"
+            raise ConfigError(f"{option} is of the package's own networks; leave it out for {model}")
+    if start and ":" in model:
+        raise ConfigError(f"--model {model} names a set to start from, and so does --start {start}; leave one out")
+    if not start and ":" not in model:
+        raise ConfigError(
+            f"name the set of {model} to tune: --model {model}:q3, or --start runs/mine/weights.safetensors"
+        )
+    own = {name: value for name, value in own.items() if value is not None}
+    settings = TuneConfig(start=start or model, **common, **own)
+    return lambda progress: run(settings, progress)

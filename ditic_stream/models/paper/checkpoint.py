@@ -13,29 +13,34 @@ same sha256.
 
 from __future__ import annotations
 
-import json
-import sys
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ditic_stream import __version__
 from ditic_stream.errors import CheckpointError, ConfigError, WeightsError
 from ditic_stream.models import folder
 from ditic_stream.models.folder import Record
-from ditic_stream.models.paper import fixed, layout, network, recipe
+from ditic_stream.models.paper import layout, network
 from ditic_stream.models.paper.config import MODEL, OFFICIAL, PaperConfig
-from ditic_stream.models.paper.tables import FlatTables, tables_of
+from ditic_stream.models.paper.tables import tables_of
+from ditic_stream.models.paper.weights_file import (
+    FLOATS,
+    INTEGERS,
+    TABLE_PREFIXES,
+    WEIGHTS_FORMAT,
+    Checkpoint,
+    complete,
+    open_file,
+    table_arrays,
+    write,
+)
 
-WEIGHTS_FORMAT = "ditic-paper-2"
 LICENCE = "not stated by the authors"
 LICENCE_NOTE = (
     "The authors of DiT-IC released these weights without a licence: by default all rights are theirs, so ask them "
@@ -43,30 +48,8 @@ LICENCE_NOTE = (
     "whose model cards name the NVIDIA licence NSCL v2-custom, and of DC-AE; the terms of both bind too. "
     "The licence of ditic-stream does not cover them."
 )
-FLOATS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
-INTEGERS = {torch.int32: "I32", torch.int64: "I64"}
-SMALL_INTEGERS = {torch.int16: "I16", torch.int8: "I8"}
-"""Types of integers made here; no checkpoint has them."""
-TABLE_PARTS = ("counts", "sizes", "lows")
-WIDTHS_NAME = "tables.y.scales"
 WRAPPERS = ("state_dict", "model", "ema", "params", "params_ema")
 """Keys under which training programs keep a model's tensors."""
-TABLE_PREFIXES = ("codec.entropy_bottleneck.", "codec.gaussian_conditional.")
-MAX_HEADER_BYTES = 1 << 20
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A file of the folder, opened: networks' `tensors` by name (mapped from disk, in the file's precision), and the
-    coder's tables of `z` and `y` with the 64 `scales` that y's tables are for, and the fixed-point networks' integers
-    `fixed` (see `fixed.Integers`)."""
-
-    config: PaperConfig
-    tensors: dict[str, Tensor]
-    z: FlatTables
-    y: FlatTables
-    scales: np.ndarray
-    fixed: dict[str, Tensor]
 
 
 def import_checkpoint(
@@ -92,17 +75,10 @@ def import_checkpoint(
             "authors released it",
             differences=tuple(found),
         )
-    z, y, scales = tables_of(_table_arrays(tensors))
-    keep = {one: tensors[one] for one in shapes if layout.used(one)}
-    for of, flat in (("z", z), ("y", y)):
-        keep |= {f"tables.{of}.{part}": torch.from_numpy(getattr(flat, part)) for part in TABLE_PARTS}
-    keep[WIDTHS_NAME] = torch.from_numpy(scales)
-    try:
-        keep |= recipe.build(keep, z, y, scales)
-    except ValueError as error:
-        raise CheckpointError(f"{path.name}: {error}", differences=(str(error),)) from error
+    kept = {one: tensors[one] for one in shapes if layout.used(one)}
+    keep = complete(kept, table_arrays(tensors), name=path.name)
     with folder.Incoming(name, overwrite=overwrite) as incoming:
-        _write(incoming, keep, {"format": WEIGHTS_FORMAT, "model": MODEL, "config": config.to_json()})
+        write(incoming, keep, {"format": WEIGHTS_FORMAT, "model": MODEL, "config": config.to_json()})
         record = Record(
             name=name,
             sha256=incoming.sha256,
@@ -193,7 +169,7 @@ def differences(tensors: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]
         if first is not None and not torch.equal(tensors[name], tensors[first]):
             found.append(f"{name} and {first} differ; they are two names of one tensor")
     try:
-        tables_of(_table_arrays(tensors))
+        tables_of(table_arrays(tensors))
     except ValueError as error:
         found.append(str(error))
     return found
@@ -223,37 +199,6 @@ def _text(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape)) or "a single value"
 
 
-def _table_arrays(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-    return {
-        name: (tensor.float() if tensor.is_floating_point() else tensor).numpy()
-        for name, tensor in tensors.items()
-        if name.startswith(TABLE_PREFIXES)
-    }
-
-
-def _write(out: folder.Incoming, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file, tensor by tensor: the library's own writer would hold all of them at once.
-
-    Header: 8 bytes of its length, little-endian, then JSON, padded by spaces to a multiple of 8; then the values,
-    widest types first and by name, so that each is aligned.
-    """
-    if sys.byteorder != "little":
-        raise ConfigError("checkpoints can be imported on little-endian machines only")
-    order = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
-    header: dict[str, Any] = {"__metadata__": metadata}
-    end = 0
-    for name, tensor in order:
-        begin, end = end, end + tensor.numel() * tensor.element_size()
-        dtype = {**FLOATS, **INTEGERS, **SMALL_INTEGERS}[tensor.dtype]
-        header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [begin, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    out.write(len(text).to_bytes(8, "little") + text)
-    for _, tensor in order:
-        if tensor.numel():
-            out.write(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-
-
 def load(name: str, *, check: bool = False) -> Checkpoint:
     """Open weights of the folder by name (ditic-0.6b:q3).
 
@@ -268,27 +213,3 @@ def load(name: str, *, check: bool = False) -> Checkpoint:
     if check and folder.hash_of(path) != record.sha256:
         raise WeightsError(f"{path} does not have the sha256 of its record, {record.sha256}; import it again")
     return open_file(path)
-
-
-def open_file(path: Path) -> Checkpoint:
-    """Open a file that `import_checkpoint` wrote.  Raises WeightsError when it is anything else."""
-    try:
-        with open(path, "rb") as opened:  # the library would map and parse a header of any length
-            length = int.from_bytes(opened.read(8), "little")
-        if length > MAX_HEADER_BYTES:
-            raise ValueError(f"a header of {length} bytes")
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != WEIGHTS_FORMAT:
-                raise ValueError(f"format {metadata.get('format')!r}; this release reads {WEIGHTS_FORMAT!r}")
-            config = PaperConfig.from_json(json.loads(metadata["config"]))
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a mapping)
-        z, y = (FlatTables(*(tensors.pop(f"tables.{of}.{part}").numpy() for part in TABLE_PARTS)) for of in ("z", "y"))
-        scales = tensors.pop(WIDTHS_NAME).numpy()
-        integers = {key: tensors.pop(key) for key in list(tensors) if key.startswith(fixed.PREFIX)}
-    except (SafetensorError, KeyError, ValueError, OSError) as error:
-        raise WeightsError(f"{path} cannot be read as weights of {MODEL} ({error}); import it again") from error
-    wanted = {one: shape for one, shape in network.shapes_of(config).items() if layout.used(one)}
-    if {one: tuple(tensor.shape) for one, tensor in tensors.items()} != wanted:
-        raise WeightsError(f"{path} does not hold the tensors of {MODEL}; import it again")
-    return Checkpoint(config, tensors, z, y, scales, integers)

@@ -38,7 +38,7 @@ class PixelDecoder:
 
     decoder: its module, whose norms and attention are replaced by the ones here.  settings: its configuration.
     tail_cells: side of the largest tile of the local stages.  halo: cells beside it; what the convolutions reach,
-    unless a test asks for less.
+    unless a test asks for less.  `deep` and `tail`, the two steps, may be replaced by compiled ones.
     """
 
     def __init__(
@@ -52,16 +52,18 @@ class PixelDecoder:
     ) -> None:
         make_lean(decoder, strip_elements)
         self._decoder: Any = decoder
+        self.deep: Local = self._deep
+        self.tail: Local = self._tail
         self._strip, self.tail_cells = strip_elements, tail_cells
         self.local = local_stages(settings)
         self.halo = reach_cells(settings, self.local) if halo is None else halo
 
     def __call__(self, latent_BChw: Tensor) -> Tensor:
         """Pixels (B, 3, 32h, 32w), not clamped, of the unscaled latent."""
-        deep = self._deep(latent_BChw)
+        deep = self.deep(latent_BChw)
         height, width = deep.shape[2:]
         if not self.local or (height <= self.tail_cells and width <= self.tail_cells):
-            return self._tail(deep)
+            return self.tail(deep)
         scale = 2**self.local
         out = deep.new_empty(deep.shape[0], 3, height * scale, width * scale)
         for top, bottom in parts(height, self.tail_cells):
@@ -70,7 +72,7 @@ class PixelDecoder:
                 seen = deep[:, :, row : min(bottom + self.halo, height), col : min(right + self.halo, width)]
                 rows = slice((top - row) * scale, (bottom - row) * scale)
                 cols = slice((left - col) * scale, (right - col) * scale)
-                pixels = self._tail(seen)[:, :, rows, cols]
+                pixels = self.tail(seen)[:, :, rows, cols]
                 out[:, :, top * scale : bottom * scale, left * scale : right * scale] = pixels
         return out
 
@@ -211,7 +213,7 @@ class StreamedAttention:
 
     def _heads(self, attn: Any, x: Tensor, top: int, bottom: int) -> tuple[Tensor, Tensor, Tensor]:
         """relu(q), relu(k) and v of some rows, (B, heads, head width, positions), float32 at least."""
-        halo = max((scale.proj_in.kernel_size[0] // 2 for scale in attn.to_qkv_multiscale), default=0)
+        halo = max([0, *(scale.proj_in.kernel_size[0] // 2 for scale in attn.to_qkv_multiscale)])
         row = max(top - halo, 0)
         seen = x[:, :, row : min(bottom + halo, x.shape[2])].movedim(1, -1)
         plain = torch.cat([attn.to_q(seen), attn.to_k(seen), attn.to_v(seen)], 3).movedim(-1, 1)
