@@ -38,7 +38,7 @@ def list_models(as_json: Json = False, quiet: Quiet = False) -> None:
 
 def import_model(
     file: Annotated[
-        Path, typer.Argument(help="A released checkpoint (q3_merge_ema.pt), a bundle of `export`, or weights of `train`.")
+        Path, typer.Argument(help="A released checkpoint (q3_merge_ema.pt), a bundle, or weights that `train` made.")
     ],
     name: Annotated[
         str | None, typer.Option(help="What to call it (default: ditic-0.6b:q3 for q3_merge_ema.pt).")
