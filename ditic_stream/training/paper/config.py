@@ -19,7 +19,9 @@ class TuneConfig:
     """One run."""
 
     data: tuple[str, ...]
-    """Folders, tar files and pictures to train on."""
+    """Folders, tar files, lists, pictures and scenes to train on, see `training.scenes`."""
+    memory: float = 4.0
+    """Gigabytes of pictures that are held; of more, windows are drawn."""
     out: str
     """Folder of checkpoint, log and weights; made if absent.  A checkpoint found there is continued."""
     start: str

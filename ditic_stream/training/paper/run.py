@@ -87,7 +87,7 @@ class Tuner:
         self.base, self.origin = base_of(config.start)
         self.folder = Path(config.out)
         self.folder.mkdir(parents=True, exist_ok=True)
-        pictures = load_pictures([Path(p) for p in config.data])
+        pictures = load_pictures(config.data, config.memory, config.seed)
         middle = VALIDATION_EVERY // 2
         held_out = pictures[middle::VALIDATION_EVERY] or pictures[:1]
         kept = [p for i, p in enumerate(pictures) if i % VALIDATION_EVERY != middle] or pictures
@@ -138,7 +138,7 @@ class Tuner:
     def step(self) -> dict[str, float]:
         """One step; gives its figures."""
         seed = self.config.seed * 2**32 + self.steps
-        self.crops.random.manual_seed(2 * seed)
+        self.crops.number = seed
         noise = torch.Generator(self.device).manual_seed(2 * seed + 1)
         x = self.crops.batch(self.config.batch).to(self.device)
         for group in self.optimiser.param_groups:
