@@ -56,17 +56,8 @@ def import_set(path: Path, *, name: str | None = None, overwrite: bool = False) 
 
 def name_here(name: str, sha256: str) -> str:
     """What weights of that hash are called here: `name` where the package has a set of it, else the name they were
-    imported under.
-
-    WeightsError when they are not here.
-    """
+    imported under, else `name` again, for whoever loads them to say that they are not here."""
     if (FOLDER / f"{PUBLISHED.get(name, name)}.safetensors").exists():
         return name
-    for one in names():
-        found = find(one)
-        if found is not None and found[1].sha256 == sha256:
-            return one
-    raise WeightsError(
-        f"the archive needs weights {sha256[:16]}... of {name}, which are not here; bring the file of its training run "
-        "in with `ditic-stream models import weights.safetensors --name NAME`"
-    )
+    found = ((one, find(one)) for one in names())
+    return next((one for one, there in found if there is not None and there[1].sha256 == sha256), name)
