@@ -103,7 +103,7 @@ class Tuner:
         self.bfloat16 = config.precision == "bfloat16" or (config.precision == "auto" and _multiplies(self.device))
         self.features = Features(config.features, self.device) if config.features else None
         if self.features is None:
-            logging.getLogger("ditic_stream").info("no file of features: the perceptual terms are left out")
+            logging.getLogger("ditic_stream").warning("no file of features: the perceptual terms are left out")
         self.adversary = Adversary(1, config.rate, self.device, config.seed) if config.stage == "adversarial" else None
         self.steps, self.elapsed = 0, 0.0
         if (self.folder / "checkpoint.pt").exists():
