@@ -1,10 +1,12 @@
 """Rate control and dry runs beside what comes: does a target come true, and do the intervals hold?
 
     python -m benchmarks.forecast SCENE [SCENE ...] [--model small] [--bpp 0.1 0.3] [--workers 1]
+    python -m benchmarks.forecast --mosaics 10 PICTURES ... [--no-windows]
 
 For each scene and rate: what `compress --bpp` reaches, what the dry run expected (bytes, PSNR) and whether its interval
 held, and the time both took; then what windows of 256 px cost beside tiles of 1024 px, which is what the forecast rests
-on.  Scenes are compressed into a temporary folder.
+on.  Scenes are compressed into a temporary folder.  With --mosaics so many scenes of 35 megapixels are made of the
+pictures (folders, tar files), and measured in place of them.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ditic_stream import compare
@@ -26,7 +29,25 @@ def main() -> None:
     parser.add_argument("--model", default="small")
     parser.add_argument("--bpp", type=float, nargs="+", default=[0.1, 0.3])
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--mosaics", type=int, default=0, help="make so many large scenes of the given pictures")
+    parser.add_argument("--no-windows", action="store_true", help="leave out what windows cost beside tiles")
     args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        measure(args, _mosaics(args, Path(folder)) if args.mosaics else args.scenes)
+
+
+def _mosaics(args: argparse.Namespace, folder: Path) -> Iterator[Path]:
+    from benchmarks._mosaics import write_mosaic
+    from ditic_stream.training.scenes import load_pictures
+
+    pictures = [picture.numpy() for picture in load_pictures(args.scenes)]
+    for seed in range(args.mosaics):
+        scene = write_mosaic(folder / f"mosaic-{seed}.tif", pictures, seed=seed)
+        yield scene
+        scene.unlink()
+
+
+def measure(args: argparse.Namespace, scenes: Iterable[Path]) -> None:
     settings = {"model": args.model, "workers": args.workers}
     columns = (
         "scene",
@@ -40,7 +61,7 @@ def main() -> None:
     )
     print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
     missed, held = [], []
-    for scene in args.scenes:
+    for scene in scenes:
         for bpp in args.bpp:
             with tempfile.TemporaryDirectory() as folder:
                 archive = Path(folder) / "a.ditic"
@@ -69,6 +90,8 @@ def main() -> None:
             )
     within = sum(miss <= 0.05 for miss in missed)
     print(f"\nwithin 5 %: {within} of {len(missed)}; intervals that held: {sum(held)} of {len(held)}")
+    if args.no_windows or args.mosaics:
+        return
     print("\n| scene | payload in windows of 256 px over that in tiles of 1024 px |\n|---|---|")
     for scene in args.scenes:
         with tempfile.TemporaryDirectory() as folder:

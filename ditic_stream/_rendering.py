@@ -203,9 +203,10 @@ _opening = Lock()
 def codec_of(manifest: Manifest, device: str) -> TileCodec:
     """The codec an archive names; WeightsError when the weights at hand are others."""
     from ditic_stream.codec import load_codec
+    from ditic_stream.models.own import name_here
 
     model = manifest.model
-    name = at_hand(model.name, model.weights) if family_of(model.name).imported else model.name
+    name = (at_hand if family_of(model.name).imported else name_here)(model.name, model.weights)
     with _opening:
         kept: TileCodec | None = loaded(load_codec, name, device) if device == "cpu" else _elsewhere.get((name, device))
         if kept is not None and kept.info.weights == model.weights:

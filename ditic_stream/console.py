@@ -46,6 +46,10 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
+    def say(self, words: str) -> None:
+        """Show `words` from now on in place of the label."""
+        self._label = words
+
     def __call__(self, done: int, total: int) -> None:
         if self._quiet:
             return
@@ -80,9 +84,8 @@ class Progress:
             )
             self._bar.add_task(self._label, total=total, pace="")
             self._bar.start()
-        self._bar.update(
-            self._bar.task_ids[0], completed=done, total=total, pace=self._pace(done, total, speed).strip()
-        )
+        pace = self._pace(done, total, speed).strip()
+        self._bar.update(self._bar.task_ids[0], description=self._label, completed=done, total=total, pace=pace)
 
     def _pace(self, done: int, total: int, speed: float) -> str:
         if speed <= 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from ditic_stream.errors import ConfigError, WeightsError
 from ditic_stream.models.config import PRESETS
 from ditic_stream.models.network import Network
 from ditic_stream.models.weights import load_weights
+from ditic_stream.training import train
 from ditic_stream.training.data import Crops, load_pictures
 from ditic_stream.training.evaluation import block_ratios, smooth_pictures
 from ditic_stream.training.init import principal_start
@@ -25,6 +27,12 @@ from ditic_stream.training.objective import Critics, Terms, low_rate_share, whol
 from ditic_stream.training.perceptual import Features
 from ditic_stream.training.start import space_levels, start_from
 from ditic_stream.training.train import TrainConfig, Trainer, run
+
+
+@pytest.fixture(autouse=True)
+def few_validation_crops(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each report codes them at four levels."""
+    monkeypatch.setattr(train, "VALIDATION_CROPS", 4)
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +105,26 @@ def test_settings_out_of_bounds_are_refused() -> None:
         TrainConfig(data=("x",), out="y", side=300)
     with pytest.raises(ConfigError, match="batch 3"):
         TrainConfig(data=("x",), out="y", batch=3)
+
+
+def steps(trainer: Trainer, count: int) -> None:
+    with ThreadPoolExecutor(len(trainer.replicas)) as pool:
+        for _ in range(count):
+            trainer._step(pool, trainer._part())
+
+
+def test_a_run_that_was_stopped_ends_with_the_weights_of_one_that_was_not(pictures: Path, tmp_path: Path) -> None:
+    settings: dict[str, object] = {"start": "tiny", "steps": 2, "terms": Terms(adversarial=0.5)}
+    whole = Trainer(tiny_run(pictures, tmp_path / "whole", **settings))
+    steps(whole, 2)
+    stopped = Trainer(tiny_run(pictures, tmp_path / "stopped", **settings))
+    steps(stopped, 1)
+    stopped._save()
+    again = Trainer(tiny_run(pictures, tmp_path / "stopped", **settings))
+    steps(again, 1)
+    for network in ("network", "averaged"):
+        one, other = (getattr(trainer, network).state_dict() for trainer in (whole, again))
+        assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
 def tiny_run(pictures: Path, out: Path, **changes: object) -> TrainConfig:

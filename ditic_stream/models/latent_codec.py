@@ -165,6 +165,8 @@ class LatentCodec(nn.Module):
         self.log_scale_z = nn.Parameter(torch.zeros(LEVELS, config.hyper_z))
         self.register_buffer("feature_std", torch.ones(config.latent))
         self.hard_share = 0.0
+        self.noise: torch.Generator | None = None
+        """Where the noise of training comes from; None: torch's own generator."""
 
     feature_std: Tensor
     hard_share: float
@@ -220,7 +222,8 @@ class LatentCodec(nn.Module):
         hard = self.hard_share if self.training else 1.0
         bits = torch.zeros(len(value), device=value.device)
         if hard < 1:
-            bits = bits + (1 - hard) * gaussian_bits(value + torch.rand_like(value) - 0.5, scale).sum((1, 2, 3))
+            noise = torch.rand(value.shape, generator=self.noise, device=value.device, dtype=value.dtype)
+            bits = bits + (1 - hard) * gaussian_bits(value + noise - 0.5, scale).sum((1, 2, 3))
         if hard > 0:
             bits = bits + hard * gaussian_bits(rounded, scale).sum((1, 2, 3))
         return bits

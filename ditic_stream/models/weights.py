@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ditic_stream.errors import ConfigError, WeightsError
 from ditic_stream.models.config import ModelConfig
+from ditic_stream.models.folder import NAME, find
 
 WEIGHTS_FORMAT = "ditic-weights-1"
 LICENCE = "CC-BY-SA-4.0"
@@ -42,12 +43,15 @@ class Weights:
 
 
 def load_weights(name: str) -> Weights:
-    """The set that `name` stands for: a model ("small"), a set ("small-2"), or the path of a safetensors file.
+    """The set that `name` stands for: a model ("small"), a set ("small-2", or one of the model folder), or the path of
+    a safetensors file.
 
     Raises ConfigError for a name nobody published, WeightsError for a file that is absent, damaged or of another
     format.
     """
     path = Path(name) if name.endswith(".safetensors") else FOLDER / f"{PUBLISHED.get(name, name)}.safetensors"
+    if not path.is_file() and NAME.fullmatch(name) and (stored := find(name)) is not None:
+        path = stored[0]
     if not path.is_file():
         known = sorted(p.stem for p in FOLDER.glob("*.safetensors"))
         raise ConfigError(f"no weights are named {name!r}; this release has {', '.join(known) or 'none'}")

@@ -1,70 +1,94 @@
-"""Training crops: pictures held as uint8 in memory, cut, scaled, flipped and sometimes blurred on the way out.
+"""Training crops, cut where the pictures lie: on the device, out of one buffer of uint8, a batch at a time.
 
-In: folders, tar files or single pictures.  Out: float32 batches (B, 3, side, side), 0..1.
+In: pictures, uint8 (3, rows, columns).  Out: float32 batches (B, 3, side, side), 0..1, scaled, flipped, and some
+regraded or strongly blurred.  Knows nothing of files.
+
+What is random is drawn on the CPU from seed and number of the batch, so that a run repeats, goes on after a stop where
+it would have been, and cuts the same on every device (but for the noise, which the device draws).  On a GPU resampling
+is a matrix product along each axis: a batch is one gather from the buffer and two products, however it is scaled; a CPU
+is four times quicker one crop after the other.
 """
 
 from __future__ import annotations
 
-import tarfile
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 
-import imagecodecs
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ditic_stream.errors import ConfigError, SourceError
+from ditic_stream.errors import ConfigError
+from ditic_stream.training.scenes import load_pictures
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp"}
+__all__ = ["Crops", "Draw", "Pictures", "load_pictures", "shrink_weights"]
+
 MAX_SHRINK = 2.2
 """A crop is cut at up to this many times its side and scaled down, so that every sharpness is met."""
 SHRUNK, SMOOTH, GRADED = 0.5, 0.2, 0.1
 """Shares of crops that are scaled down; strongly blurred (water, haze and sky are where block steps show); regraded."""
+HALF_CLEAR = 0.4
+"""Share of blurred crops of which one part stays clear."""
 
 
-def load_pictures(paths: Iterable[Path]) -> list[Tensor]:
-    """Read every picture of the given files, folders and tar archives: uint8 (3, rows, columns) each, sides 256 or
-    more."""
-    pictures = [_decode(name, data) for path in paths for name, data in _files(path)]
-    usable = [p for p in pictures if p is not None and min(p.shape[1:]) >= 256]
-    if not usable:
-        raise ConfigError(
-            "no picture of at least 256 x 256 pixels found; give folders, tar files or pictures that hold some"
-        )
-    return usable
+class Pictures(Sequence[Tensor]):
+    """Pictures in one buffer of bytes on a device; as a sequence, views (3, rows, columns) of it."""
+
+    def __init__(self, pictures: list[Tensor], device: torch.device | str = "cpu") -> None:
+        """Copies, and empties the list on the way, so that no picture is held twice."""
+        shapes = [tuple(p.shape[1:]) for p in pictures]
+        ends = torch.tensor([0] + [3 * height * width for height, width in shapes]).cumsum(0).tolist()
+        buffer = torch.empty(ends[-1], dtype=torch.uint8, device=device)
+        pictures.reverse()
+        for start, end in pairwise(ends):
+            buffer[start:end] = pictures.pop().reshape(-1).to(device)
+        self._set(buffer, [(start, *shape) for start, shape in zip(ends, shapes, strict=False)])
+
+    def _set(self, buffer: Tensor, places: list[tuple[int, int, int]]) -> None:
+        self.buffer, self.places = buffer, places
+
+    def chosen(self, numbers: list[int]) -> Pictures:
+        """Some of the pictures, in the same buffer."""
+        some = Pictures.__new__(Pictures)
+        some._set(self.buffer, [self.places[number] for number in numbers])
+        return some
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, number):  # type: ignore[no-untyped-def]
+        if isinstance(number, slice):
+            return self.chosen(list(range(len(self))[number]))
+        start, height, width = self.places[number]
+        return self.buffer[start : start + 3 * height * width].view(3, height, width)
 
 
-def _files(path: Path) -> Iterable[tuple[str, bytes]]:
-    if path.is_dir():
-        for child in sorted(path.iterdir()):
-            yield from _files(child)
-    elif path.suffix == ".tar":
-        with tarfile.open(path) as tar:
-            for member in tar:
-                if (
-                    member.isfile()
-                    and Path(member.name).suffix.lower() in SUFFIXES
-                    and (stream := tar.extractfile(member))
-                ):
-                    yield member.name, stream.read()
-    elif path.suffix.lower() in SUFFIXES:
-        yield path.name, path.read_bytes()
-    elif not path.exists():
-        raise SourceError(f"{path} does not exist; give a folder, a tar file or a picture")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draw:
+    """What is random of a batch, a value a crop, on the CPU."""
 
-
-def _decode(name: str, data: bytes) -> Tensor | None:
-    try:
-        array = np.asarray(imagecodecs.imread(data))
-    except Exception as error:  # imagecodecs raises a class per codec
-        raise SourceError(f"{name} cannot be decoded ({error}); remove it from the training set") from error
-    if array.dtype != np.uint8:
-        return None
-    if array.ndim == 2:
-        array = np.repeat(array[..., None], 3, 2)
-    return torch.from_numpy(np.ascontiguousarray(array[..., :3].transpose(2, 0, 1)))
+    picture: Tensor
+    cut: Tensor
+    """Side that is cut, pixels, before scaling."""
+    top: Tensor
+    left: Tensor
+    flipped: Tensor
+    """(B, 3) bool: columns, rows, axes exchanged."""
+    graded: Tensor
+    order: Tensor
+    """(B, 3): the channel each channel is taken from."""
+    gamma: Tensor
+    low: Tensor
+    high: Tensor
+    smooth: Tensor
+    cells: Tensor
+    """Cells a side that a blurred crop is squeezed into."""
+    clear: Tensor
+    edge: Tensor
+    steep: Tensor
+    noise: Tensor
+    """Its size, 0..1.5 levels."""
 
 
 class Crops:
@@ -73,57 +97,148 @@ class Crops:
     Pictures smaller than a crop are left out; ConfigError when all are.
     """
 
-    def __init__(self, pictures: list[Tensor], side: int, seed: int) -> None:
-        self.pictures, self.side = [p for p in pictures if min(p.shape[1:]) >= side], side
+    def __init__(self, pictures: Sequence[Tensor], side: int, seed: int, number: int = 0) -> None:
+        """number: of the batch to begin with."""
+        held = pictures if isinstance(pictures, Pictures) else Pictures(list(pictures))
+        self.pictures = held.chosen(
+            [i for i, (_, height, width) in enumerate(held.places) if min(height, width) >= side]
+        )
+        self.side, self.seed, self.number = side, seed, number
         if not self.pictures:
             raise ConfigError(f"no picture is as large as a crop of {side} x {side} pixels; take a smaller side")
-        area = torch.tensor([float(p.shape[1] * p.shape[2]) for p in self.pictures])
-        self.share = area / area.sum()
-        self.random = torch.Generator().manual_seed(seed)
+        self.device = self.pictures.buffer.device
+        self._start, self._height, self._width = torch.tensor(self.pictures.places).T
+        area = (self._height * self._width).double()
+        self._until = (area / area.sum()).cumsum(0)
+        self.random = torch.Generator()
+        """Of the batch that was cut last; further draws for it come from here."""
+        self.noise = torch.Generator(self.device)
+        """The same on the device."""
+        self._blurs: dict[int, Tensor] = {}
 
     def batch(self, count: int) -> Tensor:
         """(count, 3, side, side) float32 in 0..1, values on the 8-bit grid as a scene's are."""
-        return torch.stack([self._one() for _ in range(count)])
+        seed = (self.seed * 1_000_003 + self.number) & (2**63 - 1)
+        self.random.manual_seed(seed)
+        self.noise.manual_seed(seed)
+        self.number += 1
+        return self.cut(self.draw(count))
 
-    def _uniform(self, low: float = 0.0, high: float = 1.0) -> float:
-        return low + (high - low) * float(torch.rand((), generator=self.random))
+    def draw(self, count: int) -> Draw:
+        """Throw the dice for so many crops."""
 
-    def _one(self) -> Tensor:
-        picture = self.pictures[int(torch.multinomial(self.share, 1, generator=self.random))]
-        height, width = picture.shape[1:]
-        cut = self.side
-        if self._uniform() < SHRUNK:
-            cut = int(min(self.side * self._uniform(1.0, MAX_SHRINK), height, width))
-        top, left = int(self._uniform(0, height - cut + 0.999)), int(self._uniform(0, width - cut + 0.999))
-        crop = picture[:, top : top + cut, left : left + cut].float() / 255
-        if cut != self.side:
-            crop = F.interpolate(crop[None], (self.side, self.side), mode="bilinear", antialias=True)[0]
-        if self._uniform() < 0.5:
-            crop = crop.flip(2)
-        if self._uniform() < 0.5:
-            crop = crop.flip(1)
-        if self._uniform() < 0.5:
-            crop = crop.transpose(1, 2)
-        if self._uniform() < GRADED:
-            crop = self._regrade(crop)
-        if self._uniform() < SMOOTH:
-            crop = self._smooth(crop)
-        return (crop * 255).round().clamp(0, 255) / 255
+        def uniform(low: float = 0.0, high: float = 1.0) -> Tensor:
+            return low + (high - low) * torch.rand(count, generator=self.random)
 
-    def _regrade(self, crop: Tensor) -> Tensor:
+        picture = torch.searchsorted(self._until, uniform().double()).clamp(max=len(self.pictures) - 1)
+        height, width = self._height[picture], self._width[picture]
+        wide = torch.where(uniform() < SHRUNK, uniform(1.0, MAX_SHRINK), torch.ones(count))
+        cut = (wide * self.side).long().minimum(height).minimum(width)
+        mixed = torch.rand(count, 3, generator=self.random).argsort(1)
+        smallest = max(4, int(self.side / 64))
+        return Draw(
+            picture=picture,
+            cut=cut,
+            top=(uniform() * (height - cut + 1)).long().minimum(height - cut),
+            left=(uniform() * (width - cut + 1)).long().minimum(width - cut),
+            flipped=torch.rand(count, 3, generator=self.random) < 0.5,
+            graded=uniform() < GRADED,
+            order=torch.where(uniform()[:, None] < 0.5, mixed, torch.ones(count, 3, dtype=torch.long)),
+            gamma=uniform(0.6, 1.6),
+            low=uniform(0, 0.25),
+            high=uniform(0.6, 1.0),
+            smooth=uniform() < SMOOTH,
+            cells=(self.side / uniform(8, 64)).long().clamp(min=smallest),
+            clear=uniform() < HALF_CLEAR,
+            edge=uniform(-0.5, 0.5),
+            steep=uniform(2, 20),
+            noise=uniform(0, 1.5),
+        )
+
+    def cut(self, draw: Draw) -> Tensor:
+        """The crops of a draw."""
+        out = self.one_by_one(draw) if self.device.type == "cpu" else self.at_once(draw)
+        for number, turn in enumerate((lambda x: x.flip(3), lambda x: x.flip(2), lambda x: x.transpose(2, 3))):
+            self._change(out, draw.flipped[:, number], lambda x, _, turn=turn: turn(x))
+        self._change(out, draw.graded, lambda x, i: self._regraded(x, draw, i))
+        self._change(out, draw.smooth, lambda x, i: self._smoothed(x, draw, i))
+        return (out * 255).round_().clamp_(0, 255) / 255
+
+    def one_by_one(self, draw: Draw) -> Tensor:
+        """Crops as they lie in the pictures, brought to the side that is wanted: what is quick on a CPU."""
+        crops = []
+        for number, cut, top, left in zip(
+            *(p.tolist() for p in (draw.picture, draw.cut, draw.top, draw.left)), strict=True
+        ):
+            crop = self.pictures[number][None, :, top : top + cut, left : left + cut].float() / 255
+            if cut != self.side:
+                crop = F.interpolate(crop, (self.side, self.side), mode="bilinear", antialias=True)
+            crops.append(crop)
+        return torch.cat(crops)
+
+    def at_once(self, draw: Draw) -> Tensor:
+        """The same as one gather and two products for all that are scaled, and one gather for the rest."""
+        out = torch.empty(len(draw.cut), 3, self.side, self.side, device=self.device)
+        scaled = draw.cut != self.side
+        for chosen in (scaled, ~scaled):
+            if len(numbers := chosen.nonzero()[:, 0]):
+                out[numbers.to(self.device)] = self._gathered(draw, numbers)
+        return out
+
+    def _gathered(self, draw: Draw, i: Tensor) -> Tensor:
+        cut, most = draw.cut[i], int(draw.cut[i].max())
+        at = torch.arange(most).minimum(cut[:, None] - 1)  # beyond a smaller cut its last pixel, which weighs nothing
+        width = self._width[draw.picture[i]]
+        rows = self._start[draw.picture[i]][:, None] + (draw.top[i][:, None] + at) * width[:, None]
+        cols = draw.left[i][:, None] + at
+        planes = torch.arange(3) * (self._height[draw.picture[i]] * width)[:, None]
+        rows, cols, planes = rows.to(self.device), cols.to(self.device), planes.to(self.device)
+        x = (
+            self.pictures.buffer[planes[:, :, None, None] + rows[:, None, :, None] + cols[:, None, None, :]].float()
+            / 255
+        )
+        if most == self.side == int(cut.min()):
+            return x
+        weight = shrink_weights(cut, self.side, most).to(self.device)[:, None]
+        return weight @ x @ weight.mT
+
+    def _change(self, out: Tensor, chosen: Tensor, change: Callable[[Tensor, Tensor], Tensor]) -> None:
+        """Replace the chosen crops by what `change` makes of them and their numbers."""
+        numbers = chosen.nonzero()[:, 0]
+        if len(numbers):
+            there = numbers.to(self.device)
+            out[there] = change(out[there], numbers)
+
+    def _regraded(self, x_B3HW: Tensor, draw: Draw, i: Tensor) -> Tensor:
         """Another sensor: channels permuted or one of them for all, another gamma and range."""
-        order = torch.randperm(3, generator=self.random) if self._uniform() < 0.5 else torch.tensor([1, 1, 1])
-        gamma, low, high = self._uniform(0.6, 1.6), self._uniform(0, 0.25), self._uniform(0.6, 1.0)
-        return crop[order].pow(gamma) * (high - low) + low
+        order = draw.order[i].to(self.device)[:, :, None, None].expand_as(x_B3HW)
+        gamma, low, high = (part[i].to(self.device)[:, None, None, None] for part in (draw.gamma, draw.low, draw.high))
+        return x_B3HW.gather(1, order).clamp(0, 1) ** gamma * (high - low) + low
 
-    def _smooth(self, crop: Tensor) -> Tensor:
-        """Haze, water, defocus: blurred over 8 to 64 px, all or half of it, with up to 1.5 levels of noise."""
-        cells = max(4, int(self.side / self._uniform(8, 64)))
-        small = F.interpolate(crop[None], (cells, cells), mode="bilinear", antialias=True)
-        soft = F.interpolate(small, (self.side, self.side), mode="bicubic")[0]
-        if self._uniform() < 0.4:
-            position = torch.linspace(-1, 1, self.side)
-            edge = ((position - self._uniform(-0.5, 0.5)) * self._uniform(2, 20)).sigmoid()
-            soft = soft * edge + crop * (1 - edge)
-        noise = torch.randn(crop.shape, generator=self.random) * (self._uniform(0, 1.5) / 255)
-        return soft + noise
+    def _smoothed(self, x_B3HW: Tensor, draw: Draw, i: Tensor) -> Tensor:
+        """Haze, water, defocus: blurred over 8 to 64 px, all or one side of it, with up to 1.5 levels of noise."""
+        blur = torch.stack([self._blur(int(cells)) for cells in draw.cells[i]]).to(self.device)[:, None]
+        soft = blur @ x_B3HW @ blur.mT
+        position = torch.linspace(-1, 1, self.side)
+        edge = ((position - draw.edge[i][:, None]) * draw.steep[i][:, None]).sigmoid()
+        edge = torch.where(draw.clear[i][:, None], edge, torch.ones(())).to(self.device)[:, None, None, :]
+        noise = torch.randn(x_B3HW.shape, generator=self.noise, device=self.device)
+        return soft * edge + x_B3HW * (1 - edge) + noise * (draw.noise[i].to(self.device) / 255)[:, None, None, None]
+
+    def _blur(self, cells: int) -> Tensor:
+        """(side, side): down to so many cells and up again."""
+        if cells not in self._blurs:
+            across = torch.eye(self.side)[None, None]
+            small = F.interpolate(across, (cells, self.side), mode="bilinear", antialias=True)
+            self._blurs[cells] = F.interpolate(small, (self.side, self.side), mode="bicubic")[0, 0]
+        return self._blurs[cells]
+
+
+def shrink_weights(cut_B: Tensor, side: int, most: int) -> Tensor:
+    """(B, side, most): what each of `cut` pixels gives to each of `side`, by a triangle as wide as the scale, which is
+    what torch's interpolation with antialiasing does; columns beyond `cut` are zero."""
+    scale = (cut_B.double() / side)[:, None, None]
+    centre = (torch.arange(side)[:, None] + 0.5) * scale
+    pixel = torch.arange(most) + 0.5
+    weight = (1 - (pixel - centre).abs() / scale).clamp(min=0) * (pixel < cut_B[:, None, None])
+    return (weight / weight.sum(2, keepdim=True)).float()

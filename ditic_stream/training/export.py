@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -38,7 +39,7 @@ PRIOR = 3000.0
 
 
 @torch.no_grad()
-def export(network: Network, pictures: list[Tensor], path: Path) -> Path:
+def export(network: Network, pictures: Sequence[Tensor], path: Path) -> Path:
     """Write the weights file of `network`; `pictures` (uint8, 3 x rows x columns) calibrate the integer activations."""
     network = network.float().cpu().eval()
     tensors = {
@@ -46,7 +47,7 @@ def export(network: Network, pictures: list[Tensor], path: Path) -> Path:
         for name, value in network.state_dict().items()
         if not name.startswith(INTEGER)
     }
-    crops = Crops(pictures, 256, 3).batch(CALIBRATION_CROPS)
+    crops = Crops(pictures, 256, 3).batch(CALIBRATION_CROPS).cpu()
     tensors |= integer_networks(network, crops)
     tensors |= tables_of(gaussian_masses())
     tensors["entropy.known_answer"] = torch.zeros(3, dtype=torch.int64)

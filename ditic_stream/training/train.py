@@ -15,6 +15,7 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
@@ -27,15 +28,17 @@ from ditic_stream.models.network import Network
 from ditic_stream.models.weights import load_weights
 from ditic_stream.training.adversary import Adversary
 from ditic_stream.training.curves import draw
-from ditic_stream.training.data import Crops, load_pictures
+from ditic_stream.training.data import Crops, Pictures, load_pictures
 from ditic_stream.training.evaluation import block_steps, evaluate, rounded
 from ditic_stream.training.init import principal_start
 from ditic_stream.training.objective import Critics, Terms, entropy_objective, whole_objective
 from ditic_stream.training.perceptual import Features
+from ditic_stream.training.scenes import MEMORY
+from ditic_stream.training.speed import Operations, Speed
 from ditic_stream.training.start import space_levels, start_from
 
 VALIDATION_EVERY, VALIDATION_CROPS = 40, 24
-"""Every so many-th picture is held out, and so many crops of those are coded at each report."""
+"""Every so many-th picture is held out, and so many crops of those are coded after each step."""
 
 
 SWITCHES: dict[str, dict[str, int]] = {
@@ -57,7 +60,9 @@ class TrainConfig:
     """One run."""
 
     data: tuple[str, ...]
-    """Folders, tar files and pictures to train on."""
+    """Folders, tar files, lists, pictures and scenes to train on, see `training.scenes`."""
+    memory: float = MEMORY
+    """Gigabytes of pictures that are held, on the device; of more, windows are drawn."""
     out: str
     """Folder of checkpoint, log and weights; made if absent.  A checkpoint found there is continued."""
     model: str = "small"
@@ -130,12 +135,12 @@ Progress = Callable[[int, int], None]
 """Told after each step the seconds that are done and in all; of a run by steps, the latter is a forecast."""
 
 
-def run(config: TrainConfig, progress: Progress | None = None) -> Path:
-    """Train (or go on training) and export; returns the path of the weights."""
+def run(config: TrainConfig, progress: Progress | None = None, say: Callable[[str], None] | None = None) -> Path:
+    """Train (or go on training) and export; returns the path of the weights.  say: told the speed after each step."""
     from ditic_stream.training.export import export
 
     trainer = Trainer(config)
-    trainer.train(progress)
+    trainer.train(progress, say)
     return export(trainer.averaged, trainer.training, Path(config.out) / "weights.safetensors")
 
 
@@ -151,11 +156,12 @@ class Trainer:
         )
         self.folder = Path(config.out)
         self.folder.mkdir(parents=True, exist_ok=True)
-        pictures = load_pictures([Path(p) for p in config.data])
-        held_out = pictures[VALIDATION_EVERY // 2 :: VALIDATION_EVERY] or pictures[:1]
-        kept = [p for i, p in enumerate(pictures) if i % VALIDATION_EVERY != VALIDATION_EVERY // 2] or pictures
+        pictures = Pictures(load_pictures(config.data, config.memory, config.seed), self.device)
+        numbers = range(len(pictures))
+        held_out = pictures.chosen(list(numbers[VALIDATION_EVERY // 2 :: VALIDATION_EVERY]) or [0])
+        kept = pictures.chosen([i for i in numbers if i % VALIDATION_EVERY != VALIDATION_EVERY // 2] or [0])
         self.held_out = held_out
-        self.validation = Crops(held_out, config.side, 1).batch(VALIDATION_CROPS)
+        self.validation = Crops(held_out, config.side, 1).batch(VALIDATION_CROPS).cpu()
         self.training = kept
         left_out = {name: value for part in config.without for name, value in SWITCHES[part].items()}
         self.network = Network(replace(PRESETS[config.model], **config.changes, **left_out))
@@ -166,7 +172,7 @@ class Trainer:
                 space_levels(self.network.eval(), self.validation)
                 self.network.train()
         else:
-            principal_start(self.network, Crops(kept, 256, 2).batch(192))
+            principal_start(self.network, Crops(kept, 256, 2).batch(192).cpu())
         self.network.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.averaged = copy.deepcopy(self.network).requires_grad_(False).eval()
         if config.stage == "entropy":
@@ -181,20 +187,23 @@ class Trainer:
             self._restore()
         self.critics = [Critics(features=features, adversary=self.adversary, replica=i) for i in range(replicas)]
         self.replicas = [self.network, *(_sharing(self.network) for _ in range(replicas - 1))]
-        self.crops = [
-            Crops(kept, config.side, 1000 * config.seed + 10 + i + 7919 * self.steps) for i in range(replicas)
-        ]
+        self.crops = [Crops(kept, config.side, 1000 * config.seed + 10 + i, self.steps) for i in range(replicas)]
+        self.speed = Speed(self.device)
 
-    def train(self, progress: Progress | None = None) -> None:
+    def train(self, progress: Progress | None = None, say: Callable[[str], None] | None = None) -> None:
         """Step until the time is up, reporting and saving on the way."""
         last = self.elapsed
         reported: list[Tensor] = []
         self._report(reported)
+        self.speed.start()
         began = time.monotonic() - self.elapsed
         with ThreadPoolExecutor(len(self.replicas)) as pool:
             while (part := self._part()) < 1:
                 reported.append(self._step(pool, part))
+                self.speed.add(self.config.batch)
                 self.elapsed = time.monotonic() - began
+                if say and (words := self.speed.words()):
+                    say(f"train  {words}")
                 if progress:
                     progress(round(self.elapsed), round(self.elapsed / max(self._part(), 1e-9)))
                 if self.elapsed - last > self.config.report:
@@ -245,11 +254,8 @@ class Trainer:
 
     def _backward(self, index: int) -> Tensor:
         config, network, crops = self.config, self.replicas[index], self.crops[index]
-        x = (
-            crops.batch(config.batch // len(self.replicas))
-            .to(self.device)
-            .contiguous(memory_format=torch.channels_last)
-        )
+        x = crops.batch(config.batch // len(self.replicas)).contiguous(memory_format=torch.channels_last)
+        network.codec.noise = crops.noise
         level = torch.rand(len(x), generator=crops.random).to(self.device) * (LEVELS - 1)
         anchor = (0, 0)
         if float(torch.rand((), generator=crops.random)) < 0.25:
@@ -258,10 +264,14 @@ class Trainer:
                 int(torch.randint(8, (), generator=crops.random)),
             )
         objective = entropy_objective if config.stage == "entropy" else whole_objective
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-            total, parts = objective(network, x, level, anchor, self.terms, self.critics[index])
-        (total / len(self.replicas)).backward()
-        return parts.detach().cpu()
+        counter = Operations() if index == 0 and not self.speed.operations else nullcontext()
+        with counter:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+                total, parts = objective(network, x, level, anchor, self.terms, self.critics[index])
+            (total / len(self.replicas)).backward()
+        if isinstance(counter, Operations):
+            self.speed.operations = counter.total / len(x)
+        return parts.detach()
 
     @torch.no_grad()
     def _report(self, parts: list[Tensor]) -> None:
@@ -269,13 +279,16 @@ class Trainer:
         if parts:
             names = ["log_j", "bpp", "mse", "structure"]
             names += ["perceptual"] * bool(self.terms.perceptual) + ["apart"] * bool(self.terms.adversarial)
-            line["train"] = dict(zip(names, rounded(torch.stack(parts).mean(0)), strict=True))
+            line["train"] = dict(zip(names, rounded(torch.stack(parts).mean(0).cpu()), strict=True))
+        if figures := self.speed.figures():
+            line["speed"] = figures
         line["validation"] = evaluate(self.averaged, self.validation.to(self.device))
         line["smooth"] = block_steps(self.averaged, self.device)
         path = self.folder / "log.jsonl"
         with path.open("a") as log:
             log.write(json.dumps(line) + "\n")
         draw(path)
+        self.speed.start()
 
     def _save(self) -> None:
         state = {

@@ -37,9 +37,7 @@ def list_models(as_json: Json = False, quiet: Quiet = False) -> None:
 
 
 def import_model(
-    file: Annotated[
-        Path, typer.Argument(help="A released checkpoint (q3_merge_ema.pt), a bundle of `export`, or tuned weights.")
-    ],
+    file: Annotated[Path, typer.Argument(help="A released checkpoint, a bundle, or weights of `train`.")],
     name: Annotated[
         str | None, typer.Option(help="What to call it (default: ditic-0.6b:q3 for q3_merge_ema.pt).")
     ] = None,
@@ -50,17 +48,19 @@ def import_model(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Bring a checkpoint of the paper's authors, a bundle, or weights that `train` tuned, into the model folder.
+    """Bring a checkpoint of the paper's authors, a bundle, or weights of your own into the model folder.
 
     The pickle is read without running anything in it, every name and shape is checked, and what is not a whole
     checkpoint is refused with the list of what differs.  The licence is shown.
 
     \b
     Example:  ditic-stream models import q3_merge_ema.pt
-    Tuned:    ditic-stream models import runs/mine/weights.safetensors --name ditic-0.6b:mine
+    Your own: ditic-stream models import runs/mine/weights.safetensors --name mine
+    Tuned:    ditic-stream models import runs/two/weights.safetensors --name ditic-0.6b:mine
     """
     from ditic_stream.errors import CheckpointError
     from ditic_stream.models.folder import is_bundle
+    from ditic_stream.models.own import import_set, is_set
     from ditic_stream.models.paper.checkpoint import import_bundle, import_checkpoint
     from ditic_stream.models.paper.config import OFFICIAL, PaperConfig
     from ditic_stream.models.paper.tuned import import_tuned, is_weights
@@ -70,6 +70,8 @@ def import_model(
         with console.interruptible("nothing was kept; run the same command again"):
             if is_bundle(file):
                 path, record = import_bundle(file, name=name, overwrite=overwrite)
+            elif is_set(file):
+                path, record = import_set(file, name=name, overwrite=overwrite)
             elif is_weights(file):
                 path, record = import_tuned(file, name=name, overwrite=overwrite)
             else:

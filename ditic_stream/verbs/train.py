@@ -15,7 +15,7 @@ from ditic_stream.verbs.options import Device, Json, Quiet
 
 
 def train(
-    data: Annotated[list[Path], typer.Argument(help="Folders, tar files and pictures to train on.")],
+    data: Annotated[list[str], typer.Argument(help="Folders, tar files, lists, pictures and scenes to train on.")],
     out: Annotated[Path, typer.Option(help="Folder of checkpoint, log and weights; a run found there goes on.")] = Path(
         "runs/train"
     ),
@@ -62,6 +62,7 @@ def train(
     rank: Annotated[int | None, typer.Option(min=1, help="ditic-0.6b: rank of the adapters (default: 32).")] = None,
     threads: Annotated[int, typer.Option(min=1, help="Replicas on a CPU; of ditic-0.6b threads.")] = 2,
     device: Device = "cpu",
+    memory: Annotated[float, typer.Option(min=0, help="Gigabytes of pictures to hold; of more, a draw.")] = 4.0,
     precision: Annotated[str, typer.Option(help="auto, bfloat16 or float32.")] = "auto",
     report: Annotated[float, typer.Option(min=1, help="Seconds between checkpoints and reports.")] = 120.0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of crops and weights.")] = 0,
@@ -76,9 +77,9 @@ def train(
     To tune:  ditic-stream train scenes.tar --model ditic-0.6b:q3 --device cuda --minutes 600 --out runs/q3
     """
     common = {
-        "data": tuple(map(str, data)), "out": str(out), "stage": stage, "minutes": minutes, "steps": steps,
+        "data": tuple(data), "out": str(out), "stage": stage, "minutes": minutes, "steps": steps,
         "batch": batch, "side": side, "threads": threads, "device": device, "precision": precision, "report": report,
-        "seed": seed, "features": features,
+        "seed": seed, "features": features, "memory": memory,
     }  # fmt: skip
     common |= {} if rate is None else {"rate": rate}
     only = {"rate_weight": rate_weight, "rank": rank}
@@ -117,7 +118,7 @@ def _training(
     if common["stage"] == "adversarial":
         raise ConfigError(f"the stage adversarial is of ditic-0.6b; for {model} take whole or entropy")
     settings = TrainConfig(model=model, start=start, terms=Terms(**terms), **common, **own)
-    return lambda progress: run(settings, progress)
+    return lambda progress: run(settings, progress, progress.say)
 
 
 def _tuning(
