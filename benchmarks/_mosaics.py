@@ -33,6 +33,8 @@ def write_mosaic(
             scale = 2 if random.random() < 0.3 or min(picture.shape[1:]) < BLOCK else 1
             part = _part(picture, BLOCK // scale, random).transpose(1, 2, 0)
             scene[row : row + BLOCK, col : col + BLOCK] = part.repeat(scale, 0).repeat(scale, 1)
+    # Borders between blocks are no borders of tiles or windows then, whose margins a forecast does not look at.
+    scene = np.roll(scene, tuple(int(shift) for shift in random.integers(70, 190, 2)), (0, 1))
     tifffile.imwrite(path, scene, tile=(256, 256), photometric="rgb")
     return path
 

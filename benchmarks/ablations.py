@@ -1,12 +1,16 @@
 """Tries at equal training: each alignment of DiT-IC off, the transformer off, other sizes, other losses, other crops.
 
-    python -m benchmarks.ablations DATA ... --out runs/tries [--steps 600] [--only dit] [--check FOLDER]
+    python -m benchmarks.ablations DATA ... --out runs/tries [--seeds 0 1] [--steps 400] [--only "without dit"]
+    python -m benchmarks.ablations DATA ... --out runs/parts --start small --steps 150 --rate 3e-4
 
-Every try starts from principal components, sees the same crops in the same order and takes as many steps; what differs
-is named.  A seed of its own for the reference shows what chance does.  Tries that are done are not run again.  Prints a
-table: J is the mean over levels 0, 2, 4, 6 and over pictures of log(bits + weighted distortion), the distortion being
-what training minimises (J), squared error alone (J mse) or 1 - MS-SSIM alone (J structure); a hundredth is about one
-percent of the rate.  All as differences from the reference, by entropy, on crops of held-out pictures.
+Every try sees the same crops in the same order as the reference of its seed and takes as many steps; what differs is
+named.  From principal components, the default, seeds differ by more than most tries do, so take several.  With
+`--start` a trained set goes on with a part of it switched off, which says what that part is worth to the rest, as far
+as the rest can make up for it in so many steps.  Tries that are done are not run again.
+
+Prints a table: J is the mean over levels 0, 2, 4, 6 and over pictures of log(bits + weighted distortion), the
+distortion being what training minimises (J), squared error alone (J mse) or 1 - MS-SSIM alone (J structure); a
+hundredth is about one percent of the rate.  All as differences from the reference, by entropy, on held-out crops.
 """
 
 from __future__ import annotations
@@ -14,8 +18,9 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -42,24 +47,19 @@ class Try:
     without: tuple[str, ...] = ()
     changes: dict[str, int] = field(default_factory=dict)
     terms: Terms = field(default_factory=Terms)
-    seed: int = 0
 
 
-TRIES = {
-    "reference": Try(),
-    "another seed": Try(seed=1),
-    "without dit": Try(without=("dit",)),
-    "without variance": Try(without=("variance",)),
-    "without condition": Try(without=("condition",)),
-    "without distillation": Try(without=("distillation",)),
+PARTS = ("dit", "variance", "condition", "distillation")
+TRIES = {"reference": Try()} | {f"without {part}": Try(without=(part,)) for part in PARTS}
+TRIES |= {
     "latent 128": Try(changes={"latent": 128}),
     "latent 384": Try(changes={"latent": 384}),
+    "no context": Try(changes={"context": 0}),
     "depth 2, dec8 3": Try(changes={"depth": 2, "dec8": 3}),
     "depth 8, dec8 1": Try(changes={"depth": 8, "dec8": 1}),
-    "no context": Try(changes={"context": 0}),
-    "context 64": Try(changes={"context": 64}),
     "squared error alone": Try(terms=Terms(structure=0.0)),
     "structure 0.9": Try(terms=Terms(structure=0.9)),
+    "context 64": Try(changes={"context": 64}),
 }
 
 
@@ -71,27 +71,41 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/tries"))
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--start", default="", help="weights to go on from; tries are then those of PARTS")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--only", action="append", choices=TRIES, help="repeatable; without: all")
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
-    rows = {}
-    for name in arguments.only or TRIES:
-        folder = arguments.out / name.replace(" ", "-").replace(",", "")
-        result = folder / "result.json"
-        if not result.exists():
-            result.write_text(json.dumps(_run(TRIES[name], folder, arguments)))
-        rows[name] = json.loads(result.read_text())
-        print(_line(name, rows[name], rows.get("reference", rows[name])), flush=True)
+    names = ["reference", *(f"without {part}" for part in PARTS)] if arguments.start else list(TRIES)
+    for seed in arguments.seeds:
+        reference: Result | None = None
+        for name in arguments.only or names:
+            folder = arguments.out / f"{name.replace(' ', '-').replace(',', '')}-{seed}"
+            result = folder / "result.json"
+            if not result.exists():
+                result.write_text(json.dumps(_run(TRIES[name], seed, folder, arguments)))
+            row = json.loads(result.read_text())
+            reference = reference or row
+            print(_line(f"{name}, seed {seed}", row, reference), flush=True)
 
 
-def _run(one: Try, folder: Path, arguments: argparse.Namespace) -> dict[str, object]:
+Result = dict[str, Any]
+
+
+def _run(one: Try, seed: int, folder: Path, arguments: argparse.Namespace) -> Result:
+    start = arguments.start
     trainer = Trainer(
         TrainConfig(
-            data=tuple(arguments.data), out=str(folder), model="small", changes=REFERENCE | one.changes,
-            without=one.without, terms=one.terms, seed=one.seed, steps=arguments.steps, batch=arguments.batch,
-            threads=1, device=arguments.device, report=300,
+            data=tuple(arguments.data), out=str(folder), model="small", start=start, terms=one.terms, seed=seed,
+            changes={} if start else REFERENCE | one.changes, without=() if start else one.without,
+            steps=arguments.steps, batch=arguments.batch, rate=arguments.rate, threads=1, device=arguments.device,
+            report=300,
         )
     )  # fmt: skip
+    if start:
+        for part in one.without:
+            _switch_off(part, trainer)
     began = time.process_time()
     trainer.train()
     seconds = time.process_time() - began
@@ -103,6 +117,19 @@ def _run(one: Try, folder: Path, arguments: argparse.Namespace) -> dict[str, obj
         "quality": judge(trainer.averaged, x),
         "steps": [row["32"] for row in block_steps(trainer.averaged, trainer.device)],
     }
+
+
+def _switch_off(part: str, trainer: Trainer) -> None:
+    """As `TrainConfig.without` does, in a network that has been trained with the part."""
+    for network in (trainer.network, trainer.averaged):
+        if part == "dit":
+            network.step.blocks = torch.nn.ModuleList()
+        elif part == "variance":
+            network.step.guided = False
+        elif part == "condition":
+            network.step.condition = None
+    if part == "distillation":
+        trainer.terms = replace(trainer.terms, distillation=0.0)
 
 
 @torch.no_grad()
@@ -125,19 +152,16 @@ def judge(network: Network, x_B3HW: torch.Tensor) -> dict[str, list[float]]:
     return quality
 
 
-def _line(name: str, row: dict[str, object], reference: dict[str, object]) -> str:
+def _line(name: str, row: Result, reference: Result) -> str:
     quality, other = row["quality"], reference["quality"]
-    assert isinstance(quality, dict) and isinstance(other, dict)
 
     def mean(values: list[float]) -> float:
         return sum(values) / len(values)
 
     cells = [f"{mean(quality[key]) - mean(other[key]):+.3f}" for key in ("J", "J mse", "J structure")]
     by_level = " / ".join(f"{a - b:+.3f}" for a, b in zip(quality["J"], other["J"], strict=True))
-    steps = row["steps"]
-    assert isinstance(steps, list)
-    at_borders = " / ".join(f"{s:.2f}" for s in steps)
-    millions, minutes = float(str(row["parameters"])) / 1e6, float(str(row["seconds"])) / 60
+    at_borders = " / ".join(f"{s:.2f}" for s in row["steps"])
+    millions, minutes = row["parameters"] / 1e6, row["seconds"] / 60
     return f"| {name} | {' | '.join(cells)} | {by_level} | {at_borders} | {millions:.2f} M | {minutes:.1f} |"
 
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ditic_stream import _allocator
 from ditic_stream._paths import Place
 from ditic_stream._shard import pack_mask
 from ditic_stream.archive import PREVIEW_SCALE, ShardWriter
@@ -140,6 +141,7 @@ def _code_shard(coder: TileCoder, writer: ShardWriter | None, shard: TileKey, no
             preview[:, row : row + tile.preview.shape[1], col : col + tile.preview.shape[2]] = tile.preview
         masks = {key: tile.mask for key, tile in coded.items()} if coder.radiometry.planes else None
         writer.put_shard(shard, {key: tile.record for key, tile in coded.items()}, masks, preview)
+        _allocator.give_back()
     return Receipt(
         shard=shard,
         tiles=len(keys),

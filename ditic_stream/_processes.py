@@ -28,18 +28,16 @@ from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+from ditic_stream import _allocator
 from ditic_stream._shared import Shared
 from ditic_stream._tasks import ATTEMPTS, WORDS, OnFailure, OnNote, Task, name_of, named, translated
 from ditic_stream.errors import ConfigError, DiticError, TaskError
 
 DEPTH = 2
 """Keys a worker holds at most: the one it works on, and the next, so that it does not wait for a busy parent."""
-WORKER_VARIABLES = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1") | {
-    # glibc otherwise raises its threshold to 32 MB and puts tile-sized arrays among small ones that stay: it then
-    # returns little, and a worker's memory grows with the tiles it keeps until its shard is written.
-    "MALLOC_MMAP_THRESHOLD_": str(2**20),
-    "MALLOC_TRIM_THRESHOLD_": str(2**20),
-}
+WORKER_VARIABLES = (
+    dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1") | _allocator.VARIABLES
+)
 STOP_SECONDS = 10.0
 """Time an idle worker has to leave by itself."""
 

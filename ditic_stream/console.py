@@ -84,8 +84,8 @@ class Progress:
             )
             self._bar.add_task(self._label, total=total, pace="")
             self._bar.start()
-        pace = self._pace(done, total, speed).strip()
-        self._bar.update(self._bar.task_ids[0], description=self._label, completed=done, total=total, pace=pace)
+        words = {"description": self._label, "pace": self._pace(done, total, speed).strip()}
+        self._bar.update(self._bar.task_ids[0], completed=done, total=total, **words)
 
     def _pace(self, done: int, total: int, speed: float) -> str:
         if speed <= 0:

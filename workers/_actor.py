@@ -11,7 +11,6 @@ opens its source and its archive itself.  Knows nothing of the other workers, no
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import dataclasses
 import logging
 import os
@@ -24,6 +23,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Any
 
+from ditic_stream import _allocator
 from ditic_stream._processes import WORKER_VARIABLES
 from ditic_stream._tasks import name_of, translated
 from ditic_stream.errors import OUT_OF_MEMORY, DiticError, TaskError
@@ -32,8 +32,6 @@ from ditic_stream.workers._meters import Meters
 
 OPEN_TASKS = 3
 """Tasks a lane keeps open: scenes whose shards come one among the other."""
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""glibc's numbers for mallopt."""
 log = logging.getLogger("ditic_stream.worker")
 
 
@@ -221,10 +219,7 @@ def prepare_process() -> None:
         log.addHandler(handler)
         log.setLevel(logging.INFO)
         log.propagate = False
-    with contextlib.suppress(OSError, AttributeError):
-        # The variables above are read when a process starts, and Ray has started this one.
-        for option in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
-            ctypes.CDLL(None).mallopt(option, 2**20)
+    _allocator.keep()  # its variables are read when a process starts, and Ray has started this one
 
 
 def free_memory() -> None:

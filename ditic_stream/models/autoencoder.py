@@ -60,7 +60,7 @@ class Decoder(nn.Module):
         """level_B: the rate level each latent was quantised at; see `deblock`."""
         y = self.split16(y_BChw)
         if self.overlap32 is not None:
-            y = y + self.overlap32(y_BChw[:, : self.overlap32.in_channels])
+            y += self.overlap32(y_BChw[:, : self.overlap32.in_channels])
         y = self.blocks16(unlap(F.pixel_shuffle(y, 2)))
         y = self.blocks8(unlap(F.pixel_shuffle(self.split8(y), 2)))
         x = F.pixel_shuffle(self.head(F.pad(y, (1, 1, 1, 1), mode="replicate")), 8) + 0.5

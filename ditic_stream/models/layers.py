@@ -43,7 +43,7 @@ class Res1(nn.Module):
         nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        return x_BCHW + self.out(F.leaky_relu(self.conv(x_BCHW), 0.1))
+        return self.out(F.leaky_relu_(self.conv(x_BCHW), 0.1)).add_(x_BCHW)
 
 
 def lap(x_BCHW: Tensor, factor: float = LAP) -> Tensor:

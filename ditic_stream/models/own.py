@@ -35,9 +35,7 @@ def import_set(path: Path, *, name: str | None = None, overwrite: bool = False) 
     Raises ConfigError without a name that is free, WeightsError when the file cannot be read as weights.
     """
     if name is None or ":" in name or name in PUBLISHED or (FOLDER / f"{name}.safetensors").exists():
-        raise ConfigError(
-            f"{path.name} needs a name that no set of the package has, not {name!r}; say --name NAME"
-        )
+        raise ConfigError(f"{path.name} needs a name that no set of the package has, not {name!r}; say --name NAME")
     weights = load_weights(str(path))
     with Incoming(name, overwrite=overwrite) as incoming:
         incoming.write(path.read_bytes())

@@ -42,7 +42,7 @@ class Discriminator(nn.Module):
 
     def forward(self, x_B3HW: Tensor) -> Tensor:
         """(B, 1, H / 16, W / 16)."""
-        return self.layers(x_B3HW * 2 - 1)  # type: ignore[no-any-return]
+        return self.layers(x_B3HW * 2 - 1)
 
 
 def told_apart(real: Tensor, decoded: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ class Adversary:
         """
         twin = self.twins[replica]
         apart = told_apart(twin(x_B3HW), twin(y_B3HW.detach()))
-        apart.backward()  # type: ignore[no-untyped-call]
+        apart.backward()
         share = min(1.0, max(0.0, (self.part - SILENT) / RISING))
         if not share:
             return torch.zeros_like(rest), apart.detach()

@@ -158,8 +158,9 @@ class Crops:
     def cut(self, draw: Draw) -> Tensor:
         """The crops of a draw."""
         out = self.one_by_one(draw) if self.device.type == "cpu" else self.at_once(draw)
-        for number, turn in enumerate((lambda x: x.flip(3), lambda x: x.flip(2), lambda x: x.transpose(2, 3))):
-            self._change(out, draw.flipped[:, number], lambda x, _, turn=turn: turn(x))
+        self._change(out, draw.flipped[:, 0], lambda x, _: x.flip(3))
+        self._change(out, draw.flipped[:, 1], lambda x, _: x.flip(2))
+        self._change(out, draw.flipped[:, 2], lambda x, _: x.mT)
         self._change(out, draw.graded, lambda x, i: self._regraded(x, draw, i))
         self._change(out, draw.smooth, lambda x, i: self._smoothed(x, draw, i))
         return (out * 255).round_().clamp_(0, 255) / 255

@@ -204,8 +204,7 @@ def _valid_parts(source: Source, radiometry: Radiometry, window: Window) -> Iter
     """The window's groups of bands as pictures; its quarters, and theirs, where too much of it is invalid."""
     pixels, planes = read_window(source, window, radiometry)
     units = (to_network(pixels, planes, radiometry).clip(0, 1) * 255).round().astype(np.uint8)
-    seen = in_sight(planes, radiometry) if radiometry.planes else np.ones((1, *window.shape), bool)
-    seen = seen.all(0)
+    seen = np.logical_and.reduce(in_sight(planes, radiometry)) if radiometry.planes else np.ones(window.shape, bool)
 
     def parts(row: int, col: int, height: int, width: int) -> Iterator[Tensor]:
         here = slice(row, row + height), slice(col, col + width)

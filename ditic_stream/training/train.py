@@ -164,7 +164,7 @@ class Trainer:
         self.validation = Crops(held_out, config.side, 1).batch(VALIDATION_CROPS).cpu()
         self.training = kept
         left_out = {name: value for part in config.without for name, value in SWITCHES[part].items()}
-        self.network = Network(replace(PRESETS[config.model], **config.changes, **left_out))
+        self.network = Network(replace(PRESETS[config.model], **(config.changes | left_out)))
         self.terms = replace(config.terms, distillation=0.0) if "distillation" in config.without else config.terms
         if config.start:
             start_from(self.network, load_weights(config.start))

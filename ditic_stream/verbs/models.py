@@ -37,7 +37,9 @@ def list_models(as_json: Json = False, quiet: Quiet = False) -> None:
 
 
 def import_model(
-    file: Annotated[Path, typer.Argument(help="A released checkpoint, a bundle, or weights of `train`.")],
+    file: Annotated[
+        Path, typer.Argument(help="A released checkpoint (q3_merge_ema.pt), a bundle, or weights that `train` made.")
+    ],
     name: Annotated[
         str | None, typer.Option(help="What to call it (default: ditic-0.6b:q3 for q3_merge_ema.pt).")
     ] = None,
@@ -48,7 +50,7 @@ def import_model(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Bring a checkpoint of the paper's authors, a bundle, or weights of your own into the model folder.
+    """Bring a checkpoint of the paper's authors, a bundle, or weights that `train` made, into the model folder.
 
     The pickle is read without running anything in it, every name and shape is checked, and what is not a whole
     checkpoint is refused with the list of what differs.  The licence is shown.
@@ -56,7 +58,7 @@ def import_model(
     \b
     Example:  ditic-stream models import q3_merge_ema.pt
     Your own: ditic-stream models import runs/mine/weights.safetensors --name mine
-    Tuned:    ditic-stream models import runs/two/weights.safetensors --name ditic-0.6b:mine
+    Tuned:    ditic-stream models import runs/mine/weights.safetensors --name ditic-0.6b:mine
     """
     from ditic_stream.errors import CheckpointError
     from ditic_stream.models.folder import is_bundle

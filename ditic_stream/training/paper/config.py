@@ -19,7 +19,9 @@ class TuneConfig:
     """One run."""
 
     data: tuple[str, ...]
-    """Folders, tar files, lists, pictures and scenes to train on."""
+    """Folders, tar files, lists, pictures and scenes to train on, see `training.scenes`."""
+    memory: float = 4.0
+    """Gigabytes of pictures that are held; of more, windows are drawn."""
     out: str
     """Folder of checkpoint, log and weights; made if absent.  A checkpoint found there is continued."""
     start: str
@@ -28,8 +30,6 @@ class TuneConfig:
     """One of STAGES."""
     rate_weight: float = 0.0
     """Weight of a bit a pixel against the distortion; 0 takes that of the released set of the start's name."""
-    memory: float = 4.0
-    """Gigabytes of pictures to hold; of more, a draw."""
     features: str = ""
     """File of features for the perceptual terms; none: they are left out."""
     minutes: float = 60.0
