@@ -15,9 +15,9 @@ import imagecodecs
 import numpy as np
 import pytest
 import torch
+from critics import write_features
 from paper_weights import import_reduced, reduced
 from pictures import landscape, write_scene
-from safetensors.torch import save_file
 from torch import nn
 from typer.testing import CliRunner
 
@@ -201,24 +201,6 @@ def test_the_weight_of_rate_follows_the_released_set() -> None:
 # A run
 
 
-def squeezenet() -> dict[str, torch.Tensor]:
-    """Features of no meaning in the shapes of SqueezeNet 1.1."""
-    random = torch.Generator().manual_seed(2)
-    layers, inputs = {"features.0": (64, 3, 3)}, 64
-    for index, (thin, wide) in {
-        3: (16, 64), 4: (16, 64), 6: (32, 128), 7: (32, 128), 9: (48, 192), 10: (48, 192), 11: (64, 256), 12: (64, 256),
-    }.items():  # fmt: skip
-        layers[f"features.{index}.squeeze"] = (thin, inputs, 1)
-        layers |= {f"features.{index}.expand{side}x{side}": (wide, thin, side) for side in (1, 3)}
-        inputs = 2 * wide
-    out = {}
-    for name, (outputs, inputs, side) in layers.items():
-        shape = (outputs, inputs, side, side)
-        out[f"{name}.weight"] = torch.randn(shape, generator=random) * (2 / math.prod(shape[1:])) ** 0.5
-        out[f"{name}.bias"] = torch.zeros(outputs)
-    return out
-
-
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A model folder with one set of seeded weights; emptied at the end."""
@@ -321,10 +303,9 @@ def test_the_second_stage_starts_from_the_first_and_goes_on_too(
     whole: Tuner, settings: TuneConfig, tmp_path: Path
 ) -> None:
     start = whole.export(tmp_path / "first.safetensors")
-    save_file(squeezenet(), tmp_path / "features.safetensors")
     second = replace(
         settings, out=str(tmp_path / "second"), start=str(start), stage="adversarial", rate_weight=0.6, steps=3,
-        features=str(tmp_path / "features.safetensors"),
+        features=str(write_features(tmp_path / "features.safetensors")),
     )  # fmt: skip
     tuner = Tuner(second)
     tuner.train()

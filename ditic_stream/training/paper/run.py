@@ -32,7 +32,7 @@ from ditic_stream.models.paper.network import PaperNetwork
 from ditic_stream.models.paper.tuned import SUFFIX, write_tuned
 from ditic_stream.models.paper.weights_file import Checkpoint, open_file
 from ditic_stream.training.adversary import Adversary
-from ditic_stream.training.data import Crops, load_pictures
+from ditic_stream.training.data import Crops, Pictures, load_pictures
 from ditic_stream.training.paper import adapters
 from ditic_stream.training.paper.config import TuneConfig
 from ditic_stream.training.paper.objective import Weights, objective, show
@@ -87,12 +87,12 @@ class Tuner:
         self.base, self.origin = base_of(config.start)
         self.folder = Path(config.out)
         self.folder.mkdir(parents=True, exist_ok=True)
-        pictures = load_pictures(config.data, config.memory, config.seed)
-        middle = VALIDATION_EVERY // 2
-        held_out = pictures[middle::VALIDATION_EVERY] or pictures[:1]
-        kept = [p for i, p in enumerate(pictures) if i % VALIDATION_EVERY != middle] or pictures
+        pictures = Pictures(load_pictures(config.data, config.memory, config.seed), self.device)
+        numbers = range(len(pictures))
+        held_out = pictures.chosen(list(numbers[VALIDATION_EVERY // 2 :: VALIDATION_EVERY]) or [0])
+        kept = pictures.chosen([i for i in numbers if i % VALIDATION_EVERY != VALIDATION_EVERY // 2] or [0])
         self.validation = Crops(held_out, config.side, 1).batch(VALIDATION_CROPS)
-        self.crops = Crops(kept, config.side, 0)
+        self.crops = Crops(kept, config.side, 1000 * config.seed + 10)
         self.network = PaperNetwork.of(self.base.config, self.base.tensors)
         adapters.add(self.network, config.rank, config.seed)
         self.network.to(self.device)
@@ -103,7 +103,7 @@ class Tuner:
         self.bfloat16 = config.precision == "bfloat16" or (config.precision == "auto" and _multiplies(self.device))
         self.features = Features(config.features, self.device) if config.features else None
         if self.features is None:
-            logging.getLogger("ditic_stream").info("no file of features: the perceptual terms are left out")
+            logging.getLogger("ditic_stream").warning("no file of features: the perceptual terms are left out")
         self.adversary = Adversary(1, config.rate, self.device, config.seed) if config.stage == "adversarial" else None
         self.steps, self.elapsed = 0, 0.0
         if (self.folder / "checkpoint.pt").exists():
@@ -137,9 +137,8 @@ class Tuner:
 
     def step(self) -> dict[str, float]:
         """One step; gives its figures."""
-        seed = self.config.seed * 2**32 + self.steps
-        self.crops.number = seed
-        noise = torch.Generator(self.device).manual_seed(2 * seed + 1)
+        self.crops.number = self.steps
+        noise = torch.Generator(self.device).manual_seed(self.config.seed * 2**32 + self.steps)
         x = self.crops.batch(self.config.batch).to(self.device)
         for group in self.optimiser.param_groups:
             group["lr"] = self.config.rate * min(1.0, (self.steps + 1) / WARM_UP)

@@ -1,0 +1,35 @@
+"""benchmarks/full_size.py: it times every part, and compiled graphs against eager ones; here at a small size."""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+from paper_weights import reduced
+
+pytest.importorskip("diffusers", reason="the extra `paper` is not installed")
+
+
+@pytest.mark.slow
+def test_every_part_is_timed_there_and_back_and_written_as_a_table_and_json(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, out = tmp_path / "config.json", tmp_path / "out.json"
+    config.write_text(reduced().to_json())
+    monkeypatch.setattr(torch, "compile", lambda plain, **_: plain)  # the real one takes a minute a graph
+    options = ["--size", str(config), "--side", "256", "--repeat", "0", "--device", "cpu", "--dtype", "float32"]
+    monkeypatch.setattr(sys, "argv", ["full_size", *options, "--graphs", "eager", "compiled", "--json", str(out)])
+    before, full_size = torch.get_num_threads(), import_module("benchmarks.full_size")
+    full_size.main()
+    torch.set_num_threads(before)
+    rows = json.loads(out.read_text())
+    eager, compiled = ({row["part"] for row in rows if row["graphs"] == way} for way in ("eager", "compiled"))
+    assert eager == {*full_size.ENCODE, *full_size.DECODE, "encode, all", "render, all"}
+    assert compiled == {*full_size.DECODE, "render, all"}
+    assert all(row["seconds"] >= 0 and row["peak_gb"] > 0.3 for row in rows)
+    shown = capsys.readouterr().out
+    assert "largest difference from eager 0\n" in shown and "| 256 | float32 | compiled |" in shown
