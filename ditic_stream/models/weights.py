@@ -55,8 +55,8 @@ def load_weights(name: str) -> Weights:
     if not path.is_file():
         known = sorted(p.stem for p in FOLDER.glob("*.safetensors"))
         raise ConfigError(
-            f"no weights are named {name!r}; this release has {', '.join(known) or 'none'}, and sets of your own come in "
-            "with `ditic-stream models import weights.safetensors --name NAME`"
+            f"no weights are named {name!r}; this release has {', '.join(known) or 'none'}, and sets of your own come "
+            "in with `ditic-stream models import weights.safetensors --name NAME`"
         )
     if path.stat().st_size > MAX_BYTES:
         raise WeightsError(f"{path.name} has {path.stat().st_size} bytes, more than {MAX_BYTES}; it is no set of ours")
