@@ -27,7 +27,7 @@ def ssimulacra2(source: Bytes, decoded: Bytes) -> float:
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / name for name in ("source.png", "decoded.png")]
         for path, pixels in zip(paths, (source, decoded), strict=True):
-            imagecodecs.imwrite(path, pixels)
+            imagecodecs.imwrite(path, np.ascontiguousarray(pixels))
         return float(compute_ssimulacra2(*map(str, paths)))
 
 
