@@ -24,7 +24,7 @@ check: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	.venv/bin/pip install --quiet -c constraints.txt -e '.[dev]'
+	.venv/bin/pip install --quiet --no-compile -c constraints.txt -e '.[dev]'
 	touch $@
 
 # Not editable: what a user gets.  The code is copied at install time, so the demo environment follows the sources.

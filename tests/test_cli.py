@@ -433,7 +433,7 @@ def test_interrupted_compress_leaves_with_130_and_says_how_to_go_on(capsys, monk
     assert "run the same command again" in err
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_signal_in_the_middle_leaves_with_130_and_the_next_run_finishes(tmp_path, ditic, number):
     scene = write_scene(tmp_path / "scene.tif", landscape(1300, 1300))
     settings = ["--model", "tiny", "--tile", "256", "--overlap", "32", "--workers", "2"]

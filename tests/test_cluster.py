@@ -84,6 +84,7 @@ def test_any_number_of_actors_gives_the_bytes_of_one_process(
     assert same(tmp_path / "ray.zarr", decoded)
 
 
+@pytest.mark.slow
 def test_a_mixed_fleet_names_every_kind_of_device(nodes: Any, fake: None, tmp_path: Path) -> None:
     """The GPU is one that only Ray believes in: what is coded is the same here, where it is coded is told."""
     scene, archive, _ = scene_of(tmp_path)

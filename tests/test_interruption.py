@@ -374,7 +374,7 @@ def _kill_and_go_on(scene: Path, target: Path, after: float, whom: str) -> None:
     command.kill()
 
 
-@pytest.mark.parametrize(("share", "whom"), [(0.7, "parent"), (0.8, "worker")])
+@pytest.mark.parametrize(("share", "whom"), [(0.7, "parent"), pytest.param(0.8, "worker", marks=pytest.mark.slow)])
 def test_the_networks_killed_on_the_way_give_the_same_bytes(
     scene: Path, target: Path, undisturbed_tiny: tuple[dict[str, bytes], float], share: float, whom: str
 ) -> None:

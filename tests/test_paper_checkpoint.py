@@ -86,6 +86,7 @@ def file(tensors: Tensors, config: PaperConfig, tmp_path_factory: pytest.TempPat
     path.unlink()
 
 
+@pytest.mark.slow
 def test_imported_weights_are_the_files_own_values_and_give_the_same_network(
     file: Path, tensors: Tensors, config: PaperConfig, models_folder: Path
 ) -> None:

@@ -136,7 +136,7 @@ def test_reads_in_any_order_and_repeated_give_the_same_bits(scenes: list[tuple[P
             assert (scene[row : row + 90, col : col + 90] == expected[row : row + 90, col : col + 90]).all()
 
 
-@pytest.mark.parametrize("workers", [2, 3])
+@pytest.mark.parametrize("workers", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_worker_count_does_not_change_a_bit(
     scenes: list[tuple[Path, np.ndarray]], workers: int, tmp_path: Path
 ) -> None:
