@@ -25,6 +25,7 @@ check: .venv/installed
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install --quiet --no-compile -c constraints.txt -e '.[dev]'
+	-.venv/bin/python -m compileall -qq -j 0 .venv/lib  # pip would do it on one core; some packages hold files of other Pythons
 	touch $@
 
 # Not editable: what a user gets.  The code is copied at install time, so the demo environment follows the sources.
