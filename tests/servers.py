@@ -58,6 +58,7 @@ class Folder:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True  # headers and body are two writes: the second would wait 40 ms for an ACK
 
             def do_GET(self) -> None:
                 folder._answer(self, body=True)
