@@ -13,11 +13,12 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ from torch import Tensor
 from ditic_stream.errors import ConfigError
 from ditic_stream.models.config import LEVELS, PRESETS, ModelConfig
 from ditic_stream.models.network import Network
-from ditic_stream.models.weights import load_weights
+from ditic_stream.models.weights import LICENCE_LENGTH, NOT_STATED, load_weights
 from ditic_stream.training.adversary import Adversary
 from ditic_stream.training.curves import draw
 from ditic_stream.training.data import Crops, Pictures, load_pictures
@@ -43,12 +44,14 @@ VALIDATION_EVERY, VALIDATION_CROPS = 40, 24
 
 SWITCHES: dict[str, dict[str, int]] = {
     "variance": {"unguided": 1},
-    "distillation": {},
     "condition": {"unconditioned": 1},
     "dit": {"depth": 0},
 }
-"""The alignments of DiT-IC (variance-guided flow, self-distillation, latent-conditioned guidance) and the transformer
-as a whole, and what switches each off in the network; distillation is a term of the loss."""
+"""Two alignments of DiT-IC (variance-guided flow, latent-conditioned guidance) and the transformer as a whole, and what
+switches each off in the network.  The third, self-distillation, is a term of the loss."""
+RATE, RATE_FROM_A_SET = 1e-3, 3e-4
+"""Learning rates where none is said: from scratch and in the entropy stage, and of all networks of a trained set, which
+the former would undo first."""
 HARD_FROM, HARD_SHARE = 0.35, 0.5
 """From this part of a run on, so much of the rate is counted on rounded symbols."""
 ALL_HARD_FROM = 0.6
@@ -87,8 +90,8 @@ class TrainConfig:
     """Crops a step, over all replicas."""
     side: int = 256
     """Side of a crop, pixels; a multiple of 256."""
-    rate: float = 1e-3
-    """Learning rate; entropy networks take twice, tables three times as much."""
+    rate: float | None = None
+    """Learning rate; entropy networks take twice, tables three times as much.  None: see `learning_rate`."""
     threads: int = 2
     """Replicas on a CPU."""
     device: str = "cpu"
@@ -100,6 +103,8 @@ class TrainConfig:
     """What is minimised beside the rate."""
     features: str = ""
     """Features file of SqueezeNet 1.1, for `terms.perceptual`."""
+    licence: str = NOT_STATED
+    """Under which the weights may be passed on, in a few words: the file and every archive made with it say so."""
     report: float = 120.0
     """Seconds between checkpoints and reports."""
 
@@ -112,9 +117,11 @@ class TrainConfig:
             raise ConfigError(f"stage {self.stage!r} from {self.start!r}: whole, or entropy from a set of weights")
         if strange := set(self.changes) - {f.name for f in fields(ModelConfig)}:
             raise ConfigError(f"{sorted(strange)[0]!r} is no size of a model; see models/config.py")
+        if "distillation" in self.without:
+            raise ConfigError("self-distillation is off unless it is given a weight; it need not be left out")
         if unknown := set(self.without) - set(SWITCHES):
             raise ConfigError(f"without {sorted(unknown)[0]!r} is not one of {', '.join(SWITCHES)}; choose of these")
-        if self.start and set(self.without) - {"distillation"}:
+        if self.start and self.without:
             raise ConfigError("a set to start from has its architecture already; leave parts out from scratch")
         if self.even_levels and not self.start:
             raise ConfigError("levels are spaced evenly from those of a trained set; name one to start from")
@@ -127,8 +134,19 @@ class TrainConfig:
             )
         if self.stage == "entropy" and (self.terms.perceptual or self.terms.adversarial):
             raise ConfigError("an entropy stage decodes no pixel that could be judged; perception belongs to `whole`")
+        if not self.licence.strip() or not self.licence.isprintable() or len(self.licence) > LICENCE_LENGTH:
+            raise ConfigError(
+                f"licence {self.licence[:80]!r} is no line of 1 to {LICENCE_LENGTH} characters; a name such as "
+                "CC-BY-4.0, or the holder's, will do"
+            )
         if self.batch % self.threads or self.threads < 1:
             raise ConfigError(f"batch {self.batch} is not a multiple of {self.threads} threads; choose one that is")
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate that counts, where none was said too."""
+        gentle = self.start and self.stage == "whole"
+        return self.rate if self.rate is not None else RATE_FROM_A_SET if gentle else RATE
 
 
 Progress = Callable[[int, int], None]
@@ -141,7 +159,7 @@ def run(config: TrainConfig, progress: Progress | None = None, say: Callable[[st
 
     trainer = Trainer(config)
     trainer.train(progress, say)
-    return export(trainer.averaged, trainer.training, Path(config.out) / "weights.safetensors")
+    return export(trainer.averaged, trainer.training, Path(config.out) / "weights.safetensors", config.licence)
 
 
 class Trainer:
@@ -165,7 +183,7 @@ class Trainer:
         self.training = kept
         left_out = {name: value for part in config.without for name, value in SWITCHES[part].items()}
         self.network = Network(replace(PRESETS[config.model], **(config.changes | left_out)))
-        self.terms = replace(config.terms, distillation=0.0) if "distillation" in config.without else config.terms
+        self.terms = config.terms
         if config.start:
             start_from(self.network, load_weights(config.start))
             if config.even_levels:
@@ -178,11 +196,13 @@ class Trainer:
         if config.stage == "entropy":
             for name, parameter in self.network.named_parameters():
                 parameter.requires_grad_(name.startswith("codec.") and name != "codec.log_gain")
-        self.optimiser = torch.optim.AdamW(_groups(self.network, config.rate), betas=(0.9, 0.97), eps=1e-8)
+        self.optimiser = torch.optim.AdamW(_groups(self.network, config.learning_rate), betas=(0.9, 0.97), eps=1e-8)
         self.steps, self.elapsed = 0, 0.0
         replicas = 1 if self.device.type == "cuda" else config.threads
         features = Features(config.features, self.device) if config.features else None
-        self.adversary = Adversary(replicas, config.rate, self.device, config.seed) if self.terms.adversarial else None
+        self.adversary = (
+            Adversary(replicas, config.learning_rate, self.device, config.seed) if self.terms.adversarial else None
+        )
         if (self.folder / "checkpoint.pt").exists():
             self._restore()
         self.critics = [Critics(features=features, adversary=self.adversary, replica=i) for i in range(replicas)]
@@ -310,8 +330,17 @@ class Trainer:
         self.averaged.load_state_dict(state["averaged"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.steps, self.elapsed = state["steps"], state["elapsed"]
+        self.terms = _going_on(self.terms, state["config"])
         if self.adversary is not None and (kept := state.get("adversary")):
             self.adversary.restore(kept)
+
+
+def _going_on(terms: Terms, began: Mapping[str, Any]) -> Terms:
+    """Terms of a run that was begun with the settings `began`.  When those were written self-distillation may have been
+    the default: the run goes on with it, as it goes on at the learning rate its optimiser holds."""
+    if terms.distillation or "distillation" in began["without"]:
+        return terms
+    return replace(terms, distillation=began["terms"]["distillation"])
 
 
 def _groups(network: Network, rate: float) -> list[dict[str, object]]:
