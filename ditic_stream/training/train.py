@@ -29,7 +29,7 @@ from ditic_stream.models.network import Network
 from ditic_stream.models.weights import LICENCE_LENGTH, NOT_STATED, load_weights
 from ditic_stream.training.adversary import Adversary
 from ditic_stream.training.curves import draw
-from ditic_stream.training.data import Crops, Pictures, load_pictures
+from ditic_stream.training.data import USUAL, Crops, Mix, Pictures, load_pictures
 from ditic_stream.training.evaluation import block_steps, evaluate, rounded
 from ditic_stream.training.init import principal_start
 from ditic_stream.training.objective import Critics, Terms, entropy_objective, whole_objective
@@ -101,6 +101,8 @@ class TrainConfig:
     seed: int = 0
     terms: Terms = field(default_factory=Terms)
     """What is minimised beside the rate."""
+    crops: Mix = USUAL
+    """How many crops are changed, and how; those that are held out are always of the usual mix."""
     features: str = ""
     """Features file of SqueezeNet 1.1, for `terms.perceptual`."""
     licence: str = NOT_STATED
@@ -207,7 +209,8 @@ class Trainer:
             self._restore()
         self.critics = [Critics(features=features, adversary=self.adversary, replica=i) for i in range(replicas)]
         self.replicas = [self.network, *(_sharing(self.network) for _ in range(replicas - 1))]
-        self.crops = [Crops(kept, config.side, 1000 * config.seed + 10 + i, self.steps) for i in range(replicas)]
+        seeds = (1000 * config.seed + 10 + replica for replica in range(replicas))
+        self.crops = [Crops(kept, config.side, seed, self.steps, config.crops) for seed in seeds]
         self.speed = Speed(self.device)
 
     def train(self, progress: Progress | None = None, say: Callable[[str], None] | None = None) -> None:
