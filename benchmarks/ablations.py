@@ -109,8 +109,8 @@ def _run(one: Try, seed: int, folder: Path, arguments: argparse.Namespace) -> Re
         TrainConfig(
             data=tuple(arguments.data), out=str(folder), model="small", start=start, terms=one.terms,
             crops=one.crops, seed=seed, changes={} if start else REFERENCE | one.changes,
-            without=() if start else one.without, steps=arguments.steps, batch=arguments.batch, rate=arguments.rate, threads=1, device=arguments.device,
-            report=300,
+            without=() if start else one.without, steps=arguments.steps, batch=arguments.batch, rate=arguments.rate,
+            threads=1, device=arguments.device, report=300,
         )
     )  # fmt: skip
     if start:

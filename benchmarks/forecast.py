@@ -3,11 +3,10 @@
     python -m benchmarks.forecast SCENE [SCENE ...] [--model small] [--bpp 0.1 0.3] [--workers 1]
     python -m benchmarks.forecast --mosaics 10 PICTURES ... [--no-windows]
 
-For each scene and rate: what is reached at the quality that `compress --bpp` chooses, what the dry run expected (bytes,
-PSNR, seconds of a run at that quality) and whether its intervals held, how wide they were, and the time the dry run
-itself took; then what windows of 256 px cost beside tiles of 1024 px, which is what the forecast rests on.  Scenes are
-compressed into a temporary folder.  With --mosaics so many scenes of 35 megapixels are made of the pictures (folders,
-tar files), and measured in place of them.
+For each scene and rate: what `compress --bpp` reaches, what the dry run expected (bytes, PSNR, seconds), whether its
+intervals held, how wide they were, and the time the dry run itself took; then what windows of 256 px cost beside tiles
+of 1024 px, which is what the forecast rests on.  Scenes are compressed into a temporary folder.  With --mosaics so many
+scenes of 35 megapixels are made of the pictures (folders, tar files), and measured in place of them.
 """
 
 from __future__ import annotations
@@ -69,7 +68,7 @@ def measure(args: argparse.Namespace, scenes: Iterable[Path]) -> None:
                     continue
                 took = time.monotonic() - began
                 assert isinstance(expected, Estimate)
-                result = compress(scene, archive, quality=expected.quality, **settings)
+                result = compress(scene, archive, bpp=bpp, **settings)
                 assert isinstance(result, Result)
                 psnr = compare.compare(scene, archive, workers=args.workers).psnr
             missed.append(abs(result.bpp / bpp - 1))
