@@ -103,7 +103,7 @@ class Estimate:
     """Of the same call without dry_run; where it has a quality to choose, that is counted."""
     seconds_low: float
     seconds_high: float
-    """Bounds that hold for 9 scenes of 10 on a machine that is about as busy as while these tiles were coded."""
+    """Bounds that hold for 9 scenes of 10 on a machine that is as busy as while these tiles were coded, or less."""
     memory: int
     """Bytes, of all processes together: an upper estimate, for shared libraries are counted in each."""
     warnings: tuple[str, ...]
@@ -435,14 +435,18 @@ def _estimate(
     count = max(SAMPLE_TILES, min(3 * executor.workers, MOST_TILES))
     keys = spread(grid, count)[: 2 * count]
     receipts = [receipt for _, receipt in executor.run_unordered(replace(task, archive=None), keys)]
-    paces = [(receipt.pixels, receipt.seconds) for receipt in receipts]
-    seconds, least, most = seconds_of_run(grid.height * grid.width, paces, workers=executor.workers, start=start)
+    on_cpu = all(receipt.device == "cpu" for receipt in receipts)  # who waits for a GPU is not kept from a core
+    paces = [(one.pixels, one.seconds, one.busy if on_cpu else one.seconds) for one in receipts]
+    shards = grid.shard_rows * grid.shard_cols
+    seconds, least, most = seconds_of_run(
+        grid.height * grid.width, paces, shards=shards, workers=executor.workers, start=start
+    )
     workers = max(receipt.memory for receipt in receipts) * (executor.workers if executor.workers > 1 else 0)
     psnr = forecast.psnr
     return Estimate(
         archive=str(target),
         tiles=grid.rows * grid.cols,
-        shards=grid.shard_rows * grid.shard_cols,
+        shards=shards,
         sampled=forecast.windows,
         quality=task.manifest.quality,
         bytes=round(forecast.bytes.value),
