@@ -239,11 +239,18 @@ def gather(args: argparse.Namespace, codecs: list[str], paths: list[Path], metri
     store = args.out / "points.json"
     known: Known = json.loads(store.read_text()) if store.exists() else {}
     known.pop("ours", None)
+    settings = {codec: tuple(SETTINGS[codec][:: args.every]) for codec in codecs}
+
+    def measured(codec: str, path: Path) -> bool:
+        points = known.get(codec, {}).get(path.name, [])
+        same = tuple(point.get("setting") for point in points) == settings[codec]
+        return same and all(set(metrics) <= set(point) for point in points)
+
     jobs = [
-        Job(codec, path, tuple(SETTINGS[codec][:: args.every]), args.model, args.features, args.ssimulacra2)
+        Job(codec, path, settings[codec], args.model, args.features, args.ssimulacra2)
         for codec in codecs
         for path in paths
-        if not set(metrics) <= set(known.get(codec, {}).get(path.name, [{}])[0])
+        if not measured(codec, path)
     ]
     with ProcessPoolExecutor(args.workers, mp_context=get_context("spawn")) as pool:
         for job, points in zip(jobs, pool.map(measure, jobs), strict=True):
