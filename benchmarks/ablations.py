@@ -30,7 +30,8 @@ from ditic_stream.training.data import USUAL, Crops, Mix, load_pictures
 from ditic_stream.training.evaluation import REPORTED, block_steps
 from ditic_stream.training.losses import STRUCTURE, rate_weight, squared_error, structure_loss
 from ditic_stream.training.objective import Terms
-from ditic_stream.training.train import TrainConfig, Trainer
+from ditic_stream.training.settings import TrainConfig
+from ditic_stream.training.train import Trainer
 
 REFERENCE = {
     "c8": 48, "c16": 96, "latent": 256, "hyper": 64, "hyper_z": 16, "dim": 128, "depth": 4, "heads": 4,

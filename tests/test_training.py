@@ -25,8 +25,9 @@ from ditic_stream.training.init import principal_start
 from ditic_stream.training.losses import colour_error, flat_border_error, squared_error, structure_loss
 from ditic_stream.training.objective import Critics, Terms, low_rate_share, whole_objective
 from ditic_stream.training.perceptual import Features
+from ditic_stream.training.settings import TrainConfig
 from ditic_stream.training.start import space_levels, start_from
-from ditic_stream.training.train import TrainConfig, Trainer, run
+from ditic_stream.training.train import Trainer, run
 
 
 @pytest.fixture(autouse=True)

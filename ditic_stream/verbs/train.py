@@ -118,7 +118,8 @@ def _training(
 ) -> Callable[[console.Progress], Path]:
     """A run of the package's own networks."""
     from ditic_stream.training.objective import Terms
-    from ditic_stream.training.train import TrainConfig, run
+    from ditic_stream.training.settings import TrainConfig
+    from ditic_stream.training.train import run
 
     for name, value in only.items():
         if value is not None:
