@@ -3,9 +3,9 @@
 In: pixels and seconds of those tiles, the seconds it took to begin, workers and pixels in all.  Out: seconds with
 bounds.  Knows numbers; knows nothing of scenes or executors.
 
-What differs from tile to tile is known from them.  What else the machine will do during the run is not: the bounds
-leave room for a load that rises or falls by LOAD, and below for one that ends, where tiles took longer than they were
-busy.
+What differs from tile to tile is known from them.  What else the machine will do during the run is not: time in which a
+tile had no core may come to nothing, or to a multiple.  So on a machine of one's own the bounds are close, and on one
+that others use they are wide.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ NORMAL = 1.645
 WRITING = 0.03
 """Seconds it takes to write a shard, which a dry run does not: of a few megabytes at most, most of it for the disk to
 say that they are there."""
-LOAD = 0.2
-"""Relative standard deviation of the pace of the same work at another time, on a machine that others use too."""
+AGAIN, WAITING = 0.1, 1.0
+"""Relative standard deviations at another time: of the pace of the same work, and of the time that others take."""
 
 
 def seconds_of_run(
@@ -36,7 +36,8 @@ def seconds_of_run(
     pace, count = took / coded, len(counted)
     off = sum((seconds - pace * size) ** 2 for size, seconds, _ in counted)
     work = (pixels * pace + shards * WRITING) / workers
-    error = work / (start + work) * math.sqrt(off * count / max(count - 1, 1)) / took
-    width = 1 + NORMAL * math.hypot(error, LOAD)
-    alone = min(busy / took, 1)
-    return start + work, (start + work) * alone / width, (start + work) * width
+    value = start + work
+    alone = value * min(busy / took, 1)
+    error = math.hypot(math.sqrt(off * count / max(count - 1, 1)) / took * work, AGAIN * value)
+    high = value + NORMAL * math.hypot(error, WAITING * (value - alone))
+    return value, alone / (1 + NORMAL * error / value), high

@@ -103,7 +103,7 @@ class Estimate:
     """Of the same call without dry_run; where it has a quality to choose, that is counted."""
     seconds_low: float
     seconds_high: float
-    """Bounds that hold for 9 scenes of 10 on a machine that is as busy as while these tiles were coded, or less."""
+    """Bounds that are to hold for 9 scenes of 10: close on a machine of one's own, wide on one that others use too."""
     memory: int
     """Bytes, of all processes together: an upper estimate, for shared libraries are counted in each."""
     warnings: tuple[str, ...]
