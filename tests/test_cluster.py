@@ -72,7 +72,7 @@ def scene_of(folder: Path) -> tuple[Path, Path, Path]:
     return folder / "scene.tif", folder / "one.ditic", folder / "one.zarr"
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_any_number_of_actors_gives_the_bytes_of_one_process(
     nodes: Any, fake: None, tmp_path: Path, workers: int
 ) -> None:
@@ -193,7 +193,8 @@ def check_results(folder: Path, scenes: int) -> None:
         assert same(folder / f"out{number}.tif", folder / "one" / f"s{number}.tif")
 
 
-@pytest.mark.parametrize("large", [2**26, pytest.param(600 * 540, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("large", [2**26, 600 * 540])
 def test_a_batch_ends_with_every_other_scene_whole_whatever_dies(
     nodes: Any, fake: None, tmp_path: Path, large: int
 ) -> None:

@@ -96,7 +96,10 @@ def test_any_zarr_reader_has_the_preview_of_all_bands(archive: Path) -> None:
 @pytest.mark.parametrize(
     ("image", "planes", "number"),
     [
-        ((700, 900, 3), 0, 1), ((700, 900, 3), 1, 2), ((700, 900, 4), 0, 2), ((4096, 4096, 1), 0, 2),
+        ((700, 900, 3), 0, 1),
+        ((700, 900, 3), 1, 2),
+        ((700, 900, 4), 0, 2),
+        ((4096, 4096, 1), 0, 2),
         ((4096, 3840, 3), 0, 1),
     ],
 )
