@@ -4,7 +4,8 @@
 # make clean     remove what the above made
 
 PYTHON ?= python3
-# Three at a time on two cores, since tests that wait for processes leave them idle; each file by one: a file's fixtures are made once.  In the order of names: the longest files come early.
+# Three at a time on two cores, since some wait for other processes; each file by one: a file's fixtures are made once.
+# In the order of names: the longest files come early.
 PYTEST ?= -n 3 --dist loadfile --no-loadscope-reorder
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
