@@ -9,15 +9,22 @@ PYTHON ?= python3
 PYTEST ?= -n 3 --dist loadfile --no-loadscope-reorder
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-all check clean
+.PHONY: demo test test-all check tests all-tests clean
 
 demo: .venv-demo/installed
 	.venv-demo/bin/python examples/demo.py
 
-test: check
+# Checks and tests beside one another: each leaves a core idle now and then.
+test: .venv/installed
+	@$(MAKE) --no-print-directory -j 2 check tests
+
+test-all: .venv/installed
+	@$(MAKE) --no-print-directory -j 2 check all-tests
+
+tests: .venv/installed
 	.venv/bin/pytest -m "not slow" $(PYTEST)
 
-test-all: check
+all-tests: .venv/installed
 	.venv/bin/pytest $(PYTEST)
 
 check: .venv/installed

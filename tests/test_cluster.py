@@ -162,7 +162,7 @@ def test_a_killed_node_costs_no_byte(nodes: Any, fake: None, tmp_path: Path) -> 
         wait_for(lambda: len(executor.usage()) == 6)  # the ones that waited for a node
         ditic_stream.decompress(tmp_path / "ray.ditic", tmp_path / "ray.zarr", executor=executor, progress=kill)
         assert not extra
-    assert time.monotonic() - began < 90
+    assert time.monotonic() - began < 300, "a lost node was waited for"
     assert same(tmp_path / "ray.ditic", archive)
     assert same(tmp_path / "ray.zarr", decoded)
 
