@@ -131,15 +131,16 @@ class PaperCodec:
 
     def decode_symbols(self, record: Record, groups: int, height: int, width: int, q: int) -> Cells:
         """As codec.TileCodec says: values in 64ths of a step, scales in 128ths, both int16."""
-        coded = Coded(record.lanes_log2, record.words, record.escapes, record.coded, record.symbols_crc)
-        with torch.cuda.stream(self._queue) if self._queue is not None else nullcontext():
-            return self.entropy.pull(coded, groups, height, width)
+        return self.decode_many([record], groups, height, width, q)[0]
 
     def decode_many(
         self, records: Sequence[Record], groups: int, height: int, width: int, q: int, *, coarse: bool = False
     ) -> list[Cells]:
-        """One by one: the networks are what takes the time.  All channels, whatever `coarse` says."""
-        return [self.decode_symbols(record, groups, height, width, q) for record in records]
+        """As codec.TileCodec says, in lockstep: the integer networks see several tiles in one go, which changes no bit.
+        All channels, whatever `coarse` says."""
+        coded = [Coded(one.lanes_log2, one.words, one.escapes, one.coded, one.symbols_crc) for one in records]
+        with torch.cuda.stream(self._queue) if self._queue is not None else nullcontext():
+            return self.entropy.pull_many(coded, groups, height, width)
 
     def coarse_gain(self, q: int) -> NDArray[np.float32]:
         """This model has no coarse channels."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,11 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from paper_weights import import_reduced
 from pictures import landscape, write_scene
 
 import ditic_stream
-from ditic_stream import _paper_codec, codec
+from ditic_stream import _paper_entropy, codec
 from ditic_stream._layout import Layout
 from ditic_stream._paper_codec import PaperCodec
 from ditic_stream._paper_entropy import PaperEntropy
@@ -35,20 +32,8 @@ from ditic_stream.rans import encode
 from ditic_stream.regions import open_scene
 from ditic_stream.summary import lines, summary
 
-pytest.importorskip("diffusers", reason="the extra `paper` is not installed")
+pytestmark = pytest.mark.usefixtures("models")
 NAME = "ditic-0.6b:q3"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A model folder with one set of seeded weights; emptied at the end, for it has half a gigabyte."""
-    root = tmp_path_factory.mktemp("models")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(folder.VARIABLE, str(root))
-        import_reduced(root)
-        yield root
-    _paper_codec._loaded.cache_clear()
-    shutil.rmtree(root, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +135,26 @@ def test_fixed_point_costs_no_rate_to_speak_of(paper: PaperCodec, network: Paper
     here = paper.entropy.pull(coded, 1, 4, 4).values[0] / 64
     errors = [float(np.std(one - y[0].numpy())) for one in (latent[0].numpy(), here)]
     assert errors[1] == pytest.approx(errors[0], rel=0.01)
+
+
+def test_tiles_decoded_together_are_those_decoded_alone(paper: PaperCodec, monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(8)
+
+    def tile(spread: float) -> Coded:
+        """Two groups of bands, of 4 x 8 cells."""
+        z = [random.integers(-3, 4, (160, 1, 2)).astype(np.int32) for _ in range(2)]
+        return paper.entropy.push(z, [random.normal(0, spread, (320, 4, 8)).astype(np.float32) for _ in range(2)])
+
+    coded = [tile(spread) for spread in (0.1, 2.0, 700.0)]  # of no symbols to speak of, and beyond what tables hold
+    alone = [paper.entropy.pull(one, 2, 4, 8) for one in coded]
+    for most in (_paper_entropy.CELLS_TOGETHER, 64):  # all in one go, or two and then one
+        monkeypatch.setattr(_paper_entropy, "CELLS_TOGETHER", most)
+        together = paper.entropy.pull_many(coded, 2, 4, 8)
+        assert [(one.values.tobytes(), one.scales.tobytes()) for one in together] == [
+            (one.values.tobytes(), one.scales.tobytes()) for one in alone
+        ]
+    with pytest.raises(DesyncError):
+        paper.entropy.pull_many([coded[0], replace(coded[1], symbols_crc=0)], 2, 4, 8)
 
 
 def test_a_device_that_computes_otherwise_is_refused(opened: checkpoint.Checkpoint) -> None:

@@ -26,6 +26,7 @@ from ditic_stream.errors import ConfigError
 from ditic_stream.models.config import LEVELS, PRESETS, ModelConfig
 from ditic_stream.models.network import Network
 from ditic_stream.models.weights import load_weights
+from ditic_stream.training import SEED_MAX
 from ditic_stream.training.adversary import Adversary
 from ditic_stream.training.curves import draw
 from ditic_stream.training.data import Crops, Pictures, load_pictures
@@ -127,6 +128,8 @@ class TrainConfig:
             )
         if self.stage == "entropy" and (self.terms.perceptual or self.terms.adversarial):
             raise ConfigError("an entropy stage decodes no pixel that could be judged; perception belongs to `whole`")
+        if not 0 <= self.seed <= SEED_MAX:
+            raise ConfigError(f"seed {self.seed} is outside 0..{SEED_MAX}; choose one within")
         if self.batch % self.threads or self.threads < 1:
             raise ConfigError(f"batch {self.batch} is not a multiple of {self.threads} threads; choose one that is")
 
