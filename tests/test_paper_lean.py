@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
+import sys
 from functools import partial
 from importlib import import_module
 from itertools import pairwise
@@ -217,7 +220,7 @@ class Kernels:
 @pytest.fixture
 def kernels(monkeypatch: pytest.MonkeyPatch) -> Kernels:
     found = Kernels()
-    monkeypatch.setattr(layers, "_xformers", lambda: found)
+    monkeypatch.setattr(layers, "xformers_kernel", lambda: found.memory_efficient_attention)
     layers._say_once.cache_clear()
     return found
 
@@ -250,6 +253,57 @@ def test_a_kernel_that_fails_falls_back_with_one_line_of_log(
         for _ in range(3):
             assert torch.equal(layers.attention(q, k, v, backend="xformers"), layers.attention(q, k, v))
     assert len(caplog.messages) == 1 and "No operator found" in caplog.messages[0] and "and so on" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("module", "reason"),
+    [
+        ("raise RuntimeError('built for another torch')", "absent or broken: built for another torch"),
+        ("import nothing_of_that_name", "absent or broken: No module named 'nothing_of_that_name'"),
+        ("", "absent or broken: module 'xformers.ops' has no attribute 'memory_efficient_attention'"),
+        ("def memory_efficient_attention(q, k): ...", "TypeError: memory_efficient_attention() got an unexpected"),
+    ],
+)
+def test_a_broken_xformers_falls_back_with_one_line_of_log(
+    module: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "xformers").mkdir()
+    (tmp_path / "xformers" / "__init__.py").touch()
+    (tmp_path / "xformers" / "ops.py").write_text(module)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("xformers", "xformers.ops"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    layers.xformers_kernel.cache_clear()
+    layers._say_once.cache_clear()
+    q, k, v = (torch.randn(1, 4, 2, 8) for _ in range(3))
+    try:
+        with caplog.at_level(logging.INFO, "ditic_stream"):
+            for _ in range(3):
+                assert torch.equal(layers.attention(q, k, v, backend="xformers"), layers.attention(q, k, v))
+    finally:
+        layers.xformers_kernel.cache_clear()
+        for name in ("xformers", "xformers.ops"):
+            sys.modules.pop(name, None)
+    assert len(caplog.messages) == 1 and reason in caplog.messages[0]
+
+
+def test_a_broken_xformers_that_is_installed_does_not_keep_diffusers_from_its_networks(tmp_path: Path) -> None:
+    """In a process of its own: diffusers looks for xformers once, as it is loaded."""
+    (tmp_path / "xformers").mkdir()
+    (tmp_path / "xformers" / "__init__.py").write_text("raise RuntimeError('built for another torch')")
+    (tmp_path / "xformers-0.0.35.dist-info").mkdir()
+    (tmp_path / "xformers-0.0.35.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: xformers\nVersion: 0.0.35\n"
+    )
+    script = (
+        "import sys; from paper_weights import reduced; from ditic_stream.models.paper import backbones; "
+        "print(type(backbones.transformer(reduced())).__name__, 'xformers' in sys.modules)"
+    )
+    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
+    )
+    assert done.stdout == "SanaTransformer2DModel False\n", done.stderr
 
 
 @pytest.mark.gpu
