@@ -34,7 +34,8 @@ from ditic_stream.models.paper import checkpoint, compiled
 from ditic_stream.models.paper.config import CODED, MODEL
 from ditic_stream.models.paper.entropy import Decoded
 from ditic_stream.models.paper.fixed import SCALE_BITS, VALUE_BITS
-from ditic_stream.models.paper.lean import PixelDecoder, make_lean
+from ditic_stream.models.paper.lean import PixelDecoder
+from ditic_stream.models.paper.lean_encoder import split_analysis
 from ditic_stream.models.paper.network import PaperNetwork
 from ditic_stream.models.paper.weights_file import Checkpoint
 
@@ -87,7 +88,7 @@ class PaperCodec:
         network = PaperNetwork.of(opened.config, opened.tensors, dtype, precise=("codec", "aux_codec"))
         network.drop_entropy_networks()
         self.network = network.to(self.device)
-        make_lean(self.network.vae.encoder)  # type: ignore[arg-type]
+        split_analysis(self.network.vae, opened.config.vae, self.network.aux_codec)
         # Two threads may use a codec, and then one decodes symbols while the other renders: on a GPU in a queue of its
         # own, since the wait for a pass must not be one for a window.  Windows are rendered one by one, as memory is
         # dear.

@@ -18,8 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ditic_stream.errors import ConfigError
 from ditic_stream.models import layers
-from ditic_stream.models.paper import backbones, lean, seeded
+from ditic_stream.models.paper import backbones, lean, lean_encoder, seeded
 from ditic_stream.models.paper.config import OFFICIAL, PaperConfig
+from ditic_stream.models.paper.elic import ElicAnalysis
 from ditic_stream.models.paper.lean import PixelDecoder, StripNorm, in_strips, local_stages, parts, reach_cells
 from ditic_stream.models.paper.lut import HIGH, LOW, _exact, look_up_table
 
@@ -91,6 +92,36 @@ def test_the_lean_decoder_and_encoder_are_the_stock_ones(config: PaperConfig) ->
     # float32 sums in another order, through some sixty layers
     torch.testing.assert_close(found, expected, atol=2e-4, rtol=0)
     torch.testing.assert_close(stock.encode(picture).latent, expected_latent, atol=2e-3, rtol=0)
+
+
+def test_the_released_encoder_reaches_five_cells() -> None:
+    assert local_stages(OFFICIAL.vae, "encoder") == 3
+    assert lean_encoder.reach_cells(OFFICIAL.vae, 3) == 5
+
+
+@pytest.mark.parametrize("halo", [None, 3])
+@torch.inference_mode()
+def test_encoding_in_tiles_with_their_halo_equals_the_whole(config: PaperConfig, halo: int | None) -> None:
+    pixels = torch.rand(1, 3, 192, 160, generator=torch.Generator().manual_seed(5), dtype=torch.float64) * 2 - 1
+    vae = autoencoder(config).double()
+    stock = vae.encode(pixels).latent
+    whole = lean_encoder.PixelEncoder(vae.encoder, config.vae)(pixels)
+    assert float((whole - stock).abs().max()) < 1e-4, "the stock attention computes in float32"
+    tiled = lean_encoder.PixelEncoder(vae.encoder, config.vae, head_cells=8, halo=halo, strip_elements=20000)(pixels)
+    off = float((tiled - whole).abs().max())
+    assert off < 1e-12 if halo is None else off > 1e-6
+
+
+@pytest.mark.parametrize(("halo", "exact"), [(lean_encoder.ELIC_REACH, True), (lean_encoder.ELIC_REACH - 1, False)])
+@torch.inference_mode()
+def test_the_elic_analysis_in_tiles_equals_the_whole(halo: int, exact: bool) -> None:
+    with torch.device("meta"):
+        names = {name: tuple(tensor.shape) for name, tensor in ElicAnalysis().state_dict().items()}
+    elic = ElicAnalysis().double()
+    elic.load_state_dict({name: seeded.seeded_tensor(f"aux_codec.{name}", shape) for name, shape in names.items()})
+    pixels = torch.rand(1, 3, 32, 640, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+    tiled = lean_encoder.in_tiles(elic, pixels, down=lean_encoder.ELIC_DOWN, cells=20, halo=halo)
+    assert (float((tiled - elic(pixels)).abs().max()) < 1e-12) == exact
 
 
 def test_a_decoder_with_attention_at_the_pixels_is_not_split() -> None:
