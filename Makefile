@@ -4,19 +4,27 @@
 # make clean     remove what the above made
 
 PYTHON ?= python3
-# Two at a time, each file by one: a file's fixtures are made once.  In the order of names: the longest files come early.
-PYTEST ?= -n 2 --dist loadfile --no-loadscope-reorder
+# Three at a time on two cores, since some wait for other processes; each file by one: a file's fixtures are made once.
+# In the order of names: the longest files come early.
+PYTEST ?= -n 3 --dist loadfile --no-loadscope-reorder
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-all check clean
+.PHONY: demo test test-all check tests all-tests clean
 
 demo: .venv-demo/installed
 	.venv-demo/bin/python examples/demo.py
 
-test: check
+# Checks and tests beside one another: each leaves a core idle now and then.
+test: .venv/installed
+	@$(MAKE) --no-print-directory -j 2 check tests
+
+test-all: .venv/installed
+	@$(MAKE) --no-print-directory -j 2 check all-tests
+
+tests: .venv/installed
 	.venv/bin/pytest -m "not slow" $(PYTEST)
 
-test-all: check
+all-tests: .venv/installed
 	.venv/bin/pytest $(PYTEST)
 
 check: .venv/installed

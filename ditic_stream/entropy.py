@@ -83,6 +83,9 @@ class ExactLayer:
 
     weight: int8 (out, in, k, k); bias: int32 (nodes, out), interpolated by q when there is more than one node; shift:
     int8 (out,).  Raises WeightsError when a sum could leave the range in which float32 is exact.
+
+    The factor 2^-shift is in the weights and the bias already: a power of two changes exponents alone, so that sums of
+    scaled integers are as exact as those of integers.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor, shift: Tensor, input_max: int) -> None:
@@ -91,27 +94,28 @@ class ExactLayer:
             raise WeightsError(
                 f"a sum of the entropy network can reach {float(worst.max()):.0f}, beyond {EXACT}; re-export"
             )
-        self.weight, self.bias, self.shift = weight.float(), bias.to(torch.int64), shift.float()
-        self.half = torch.where(self.shift >= 1, 2.0 ** (self.shift - 1), torch.zeros_like(self.shift))
+        self.integers = weight, bias, shift
+        self.bias, self.scale = bias.to(torch.int64), 2.0 ** -shift.float()
+        self.half = torch.where(shift >= 1, 0.5, 0.0)
+        self.weight = weight.float() * self.scale[:, None, None, None]
 
     def __call__(self, x: Tensor, q: int, low: int, high: int) -> Tensor:
         bias = interpolate(self.bias, q) if len(self.bias) > 1 else self.bias[0]
-        total = _convolve(x, self.weight) + (bias.float() + self.half)[:, None, None]
-        return (total * (2.0**-self.shift)[:, None, None]).floor().clamp(low, high)
+        return _convolve(x, self.weight, bias * self.scale + self.half).floor_().clamp_(low, high)
 
     def only(self, outputs: Tensor) -> ExactLayer:
         """The layer with some of its outputs alone."""
-        bias = self.bias[:, outputs]
-        return ExactLayer(self.weight[outputs], bias, self.shift[outputs], input_max=0)
+        weight, bias, shift = self.integers
+        return ExactLayer(weight[outputs], bias[:, outputs], shift[outputs], input_max=0)
 
 
-def _convolve(x: Tensor, weight: Tensor) -> Tensor:
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """A convolution that only multiplies and adds; on a GPU as a matrix product, since its kernels may transform
     (Winograd)."""
     if not x.is_cuda:
-        return F.conv2d(x, weight, padding=weight.shape[2] // 2)
+        return F.conv2d(x, weight, bias, padding=weight.shape[2] // 2)
     columns = F.unfold(x, weight.shape[2], padding=weight.shape[2] // 2)
-    return (weight.flatten(1) @ columns).unflatten(2, x.shape[2:])
+    return (weight.flatten(1) @ columns).add_(bias[:, None]).unflatten(2, x.shape[2:])
 
 
 def interpolate(nodes: Tensor, q: int) -> Tensor:

@@ -32,8 +32,9 @@ from ditic_stream.errors import ConfigError
 from ditic_stream.geometry import Window, whole
 from ditic_stream.radiometry import Radiometry
 
-CACHE_BYTES = 2**28
-"""Rendered windows, latents and masks an open scene keeps between reads: some 15 windows of 1024 pixels."""
+CACHE_BYTES = 3 * 2**27
+"""Rendered windows, latents and masks an open scene keeps between reads: 18 windows of 1024 pixels, which a view of
+512 x 512 at level 2 may need."""
 
 
 class Scene:

@@ -276,7 +276,7 @@ def check_results(folder: Path, wanted: Expected) -> None:
     assert "bad, which makes its source, failed" in lines[-1]["error"]["message"]
 
 
-@pytest.mark.parametrize("large", [2**26, 500 * 1000])
+@pytest.mark.parametrize("large", [2**26, pytest.param(500 * 1000, marks=pytest.mark.slow)])
 def test_a_batch_gives_the_bytes_of_single_commands_and_one_bad_scene_fails_alone(
     tmp_path: Path, fake: Expected, large: int
 ) -> None:

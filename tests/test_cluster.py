@@ -72,7 +72,7 @@ def scene_of(folder: Path) -> tuple[Path, Path, Path]:
     return folder / "scene.tif", folder / "one.ditic", folder / "one.zarr"
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_any_number_of_actors_gives_the_bytes_of_one_process(
     nodes: Any, fake: None, tmp_path: Path, workers: int
 ) -> None:
@@ -162,7 +162,7 @@ def test_a_killed_node_costs_no_byte(nodes: Any, fake: None, tmp_path: Path) -> 
         wait_for(lambda: len(executor.usage()) == 6)  # the ones that waited for a node
         ditic_stream.decompress(tmp_path / "ray.ditic", tmp_path / "ray.zarr", executor=executor, progress=kill)
         assert not extra
-    assert time.monotonic() - began < 90
+    assert time.monotonic() - began < 300, "a lost node was waited for"
     assert same(tmp_path / "ray.ditic", archive)
     assert same(tmp_path / "ray.zarr", decoded)
 
@@ -193,7 +193,8 @@ def check_results(folder: Path, scenes: int) -> None:
         assert same(folder / f"out{number}.tif", folder / "one" / f"s{number}.tif")
 
 
-@pytest.mark.parametrize("large", [2**26, pytest.param(600 * 540, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("large", [2**26, 600 * 540])
 def test_a_batch_ends_with_every_other_scene_whole_whatever_dies(
     nodes: Any, fake: None, tmp_path: Path, large: int
 ) -> None:

@@ -26,9 +26,7 @@ def test_a_gather_and_two_products_cut_what_one_crop_after_the_other_is() -> Non
     draw = crops.draw(12)
     assert 0 < int((draw.cut != 256).sum()) < 12
     together, apart = crops.at_once(draw), crops.one_by_one(draw)
-    torch.testing.assert_close(
-        together, apart, atol=1e-5, rtol=0
-    )  # a 400th of a level: float32 weights
+    torch.testing.assert_close(together, apart, atol=1e-5, rtol=0)  # a 400th of a level: float32 weights
 
 
 def test_an_unscaled_unturned_crop_is_the_picture_itself() -> None:

@@ -94,7 +94,7 @@ def test_symbols_are_equal_for_any_threads_layout_batch_and_precision(weights: W
         assert same(made())
     exact = EntropyModel(model.config, weights.tensors)
     for layer in exact.layers.values():
-        layer.weight, layer.shift, layer.half = layer.weight.double(), layer.shift.double(), layer.half.double()
+        layer.weight, layer.scale, layer.half = layer.weight.double(), layer.scale.double(), layer.half.double()
     x = torch.from_numpy(z).double()
     for name in LAYERS[:1]:
         fast = model.layers[name](x.float(), 50, 0, ACTIVATION_MAX)

@@ -196,7 +196,14 @@ def test_a_killed_worker_costs_nothing_but_its_tile(scene: Path, target: Path, u
     assert content(target) == undisturbed
 
 
-@pytest.mark.parametrize(("workers", "stop"), [(1, signal.SIGINT), (2, signal.SIGINT), (2, signal.SIGTERM)])
+@pytest.mark.parametrize(
+    ("workers", "stop"),
+    [
+        pytest.param(1, signal.SIGINT, marks=pytest.mark.slow),
+        (2, signal.SIGINT),
+        pytest.param(2, signal.SIGTERM, marks=pytest.mark.slow),
+    ],
+)
 def test_interrupted_it_leaves_with_130_and_says_how_to_go_on(
     scene: Path, target: Path, undisturbed: dict[str, bytes], gate: Path, workers: int, stop: signal.Signals
 ) -> None:

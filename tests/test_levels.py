@@ -23,6 +23,7 @@ from ditic_stream.archive import open_archive
 from ditic_stream.errors import ChecksumError, MissingTileError
 from ditic_stream.geometry import Window
 from ditic_stream.scene import Scene
+from ditic_stream.verify import verify
 
 TILE = 256
 
@@ -319,6 +320,18 @@ def test_the_preview_has_all_bands_and_coarse_levels_decode_none(
         assert scene.read(level=5).shape == (7, 66, 35)
         assert zarr.open(archive / "preview", mode="r").shape == preview.shape
         assert (zarr.open(archive / "preview", mode="r")[...] == preview).all()
+
+
+def test_the_second_of_two_bands_has_a_preview_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture = landscape(2100, 1100, 4)[..., :2].astype(np.uint16) * 9 + 5
+    archive, _ = archived(tmp_path, picture)
+    monkeypatch.setattr(fakes.FakeCodec, "decode_symbols", lambda *_: pytest.fail("a record was decoded"))
+    with open_archive(archive) as opened, ditic_stream.open(archive, cache_bytes=0) as scene:
+        assert opened.manifest.format == 2 and opened.preview().shape == (2, 33, 18)
+        steps = [band["scale"] / 255 for band in opened.manifest.radiometry["bands"]]
+        found = scene.read(level=6).transpose(1, 2, 0)
+        assert (np.abs(found - means(picture, 64)).max((0, 1)) <= np.array(steps) * 0.51 + 0.5).all()
+    assert verify(archive).ok
 
 
 def test_a_band_that_the_preview_does_not_have_comes_from_latents_at_coarse_levels(

@@ -32,7 +32,7 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("size", ["512x768", "300x420"])
+@pytest.mark.parametrize("size", [pytest.param("512x768", marks=pytest.mark.slow), "300x420"])
 def test_every_tensor_of_the_golden_file_comes_out(size: str) -> None:
     done = run("--config", CONFIG, "--golden", golden(size), "--seed", 0)
     assert done.returncode == 0, done.stdout + done.stderr

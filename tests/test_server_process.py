@@ -44,7 +44,7 @@ def running(*arguments: str | Path) -> Iterator[tuple[subprocess.Popen[str], dic
         process.communicate()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_serve_tells_its_address_answers_and_ends_in_good_order(sample: Sample, number: signal.Signals) -> None:
     with running("serve", sample.archive, "--port", "0", "--threads", "1") as (process, said):
         assert said["archives"] == {"scene": f"{said['url']}scene/"}

@@ -79,18 +79,11 @@ def test_block_ratio_finds_a_step_and_only_where_it_is() -> None:
 
 
 def test_training_goes_on_from_its_checkpoint_and_exports(pictures: Path, tmp_path: Path) -> None:
-    settings = {
-        "data": (str(pictures),),
-        "out": str(tmp_path / "run"),
-        "model": "tiny",
-        "batch": 2,
-        "threads": 2,
-        "report": 1e9,
-    }
-    run(TrainConfig(steps=2, **settings))  # type: ignore[arg-type]
+    settings: dict[str, object] = {"start": "tiny", "threads": 2}
+    run(tiny_run(pictures, tmp_path / "run", steps=2, **settings))
     first = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1])
     assert first["step"] == 2
-    again = Trainer(TrainConfig(steps=3, **settings))  # type: ignore[arg-type]
+    again = Trainer(tiny_run(pictures, tmp_path / "run", steps=3, **settings))
     assert again.steps == 2
     again.train()
     assert again.steps == 3

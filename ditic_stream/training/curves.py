@@ -17,7 +17,7 @@ PANELS = (("log_j", "log of rate plus distortion"), ("bpp", "bits per pixel"), (
 
 
 def draw(log: Path) -> Path | None:
-    """Draw a log anew; returns where, or None without matplotlib (said once)."""
+    """Draw a log anew; returns where, or None: without matplotlib (said once), or while there is one report."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -25,6 +25,8 @@ def draw(log: Path) -> Path | None:
         logging.getLogger("ditic_stream").info("no curves.png without matplotlib: pip install 'ditic-stream[train]'")
         return None
     lines: list[dict[str, Any]] = [json.loads(line) for line in log.read_text().splitlines()]
+    if len(lines) < 2:
+        return None
     minutes = [line["seconds"] / 60 for line in lines]
     figure = Figure(figsize=(4 * (len(PANELS) + 2), 3.4), layout="constrained")
     FigureCanvasAgg(figure)
