@@ -15,7 +15,7 @@ import numpy as np
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
-from benchmarks.rate_quality import METRICS, SETTINGS, Bytes, Known, Ours, at_rate, classical
+from benchmarks.rate_quality import METRICS, Bytes, Known, Ours, at_rate, classical
 
 NAMES = {"jpeg2000": "JPEG 2000", "avif": "AVIF", "webp": "WebP", "jpegxl": "JPEG XL", "ours": "ditic-stream"}
 CURVE_RATES = np.geomspace(0.03, 1.0, 25)
@@ -23,11 +23,11 @@ DETAIL = 160
 """Side of a detail, pixels."""
 
 
-def curves(known: Known, names: list[str], metrics: list[str], out: Path, *, title: str) -> None:
+def curves(known: Known, codecs: list[str], names: list[str], metrics: list[str], out: Path, *, title: str) -> None:
     """Means over all pictures; a codec's curve spans the rates that it reaches on every one of them."""
     figure, axes = pyplot.subplots(1, len(metrics), figsize=(5.5 * len(metrics), 4.2), squeeze=False)
     for axis, metric in zip(axes[0], metrics, strict=True):
-        for codec in SETTINGS:
+        for codec in codecs:
             rows = [[at_rate(known[codec][name], rate, metric) for name in names] for rate in CURVE_RATES]
             shown = [
                 (rate, np.mean([v for v in row if v is not None]))
@@ -46,10 +46,10 @@ def curves(known: Known, names: list[str], metrics: list[str], out: Path, *, tit
     pyplot.close(figure)
 
 
-def sheet(known: Known, paths: list[Path], rate: float, model: str, out: Path) -> None:
+def sheet(known: Known, codecs: list[str], paths: list[Path], rate: float, model: str, out: Path) -> None:
     """A detail of each picture, enlarged: the source, then each codec at the setting nearest to `rate`."""
     ours = Ours(model)
-    columns = ["source", *SETTINGS]
+    columns = ["source", *codecs]
     figure, axes = pyplot.subplots(
         len(paths), len(columns), figsize=(2.2 * len(columns), 2.35 * len(paths)), squeeze=False
     )
@@ -60,7 +60,7 @@ def sheet(known: Known, paths: list[Path], rate: float, model: str, out: Path) -
             if column != "source":
                 points = known[column][path.name]
                 near = min(range(len(points)), key=lambda i: abs(math.log(points[i]["bpp"] / rate)))
-                setting = SETTINGS[column][near]
+                setting = points[near]["setting"]
                 shown = ours(pixels, int(setting))[1] if column == "ours" else classical(column, pixels, setting)[1]
                 words = f"{NAMES[column]} {points[near]['bpp']:.3f}"
             axis.imshow(_detail(shown), interpolation="nearest")

@@ -1,7 +1,7 @@
 """Rate and quality of a model beside JPEG 2000, AVIF, WebP and JPEG XL, in real bytes.
 
     python -m benchmarks.rate_quality FOLDER|PICTURE ... [--model small] [--out runs/rate_quality]
-        [--features squeezenet1_1.safetensors] [--ssimulacra2] [--sheet 0.1]
+        [--features squeezenet1_1.safetensors] [--ssimulacra2] [--sheet 0.1] [--codecs jpeg2000 avif] [--every 2]
 
 Pictures are 8-bit, colour.  Names that start with `sat_` or `aerial_` count as earth observation, others as photos.
 Each picture is one tile, as if many lay in one archive: our bytes are the record with its header and its 16 bytes of
@@ -43,7 +43,7 @@ SETTINGS: dict[str, list[float]] = {
 METRICS = {"psnr": "PSNR dB", "ms_ssim": "MS-SSIM", "ssimulacra2": "SSIMULACRA2", "features": "feature distance"}
 Bytes = NDArray[np.uint8]
 Point = dict[str, float]
-"""`bpp`, and figures by the names of METRICS."""
+"""`setting`, `bpp`, and figures by the names of METRICS."""
 Known = dict[str, dict[str, list[Point]]]
 """Points by codec and picture."""
 
@@ -54,6 +54,7 @@ class Job:
 
     codec: str
     path: Path
+    settings: tuple[float, ...]
     model: str
     features: Path | None
     ssimulacra2: bool
@@ -109,9 +110,10 @@ def measure(job: Job) -> list[Point]:
     pixels = np.ascontiguousarray(imagecodecs.imread(job.path)[..., :3])
     ours = Ours(job.model) if job.codec == "ours" else None
     points = []
-    for setting in SETTINGS[job.codec]:
+    for setting in job.settings:
         size, decoded = ours(pixels, int(setting)) if ours else classical(job.codec, pixels, setting)
-        points.append({"bpp": 8 * size / (pixels.shape[0] * pixels.shape[1]), **figures(job, pixels, decoded)})
+        bpp = 8 * size / (pixels.shape[0] * pixels.shape[1])
+        points.append({"setting": setting, "bpp": bpp, **figures(job, pixels, decoded)})
     return points
 
 
@@ -173,7 +175,7 @@ def kinds(names: list[str]) -> dict[str, list[str]]:
     return {kind: chosen for kind, chosen in found.items() if chosen}
 
 
-def report(known: Known, names: list[str], metrics: list[str]) -> None:
+def report(known: Known, codecs: list[str], names: list[str], metrics: list[str]) -> None:
     """Print the tables."""
     for kind, chosen in kinds(names).items():
         for metric in metrics:
@@ -181,20 +183,20 @@ def report(known: Known, names: list[str], metrics: list[str]) -> None:
                 f"\n{kind}: {METRICS[metric]}, means over n of {len(chosen)} pictures (fewer in brackets where a codec "
                 "does not reach the rate)"
             )
-            print("| bpp | n | " + " | ".join(SETTINGS) + " |\n|---|---|" + "---|" * len(SETTINGS))
+            print("| bpp | n | " + " | ".join(codecs) + " |\n|---|---|" + "---|" * len(codecs))
             for rate in RATES:
                 both = [n for n in chosen if all(at_rate(known[c][n], rate, metric) for c in ("jpeg2000", "ours"))]
                 cells = []
-                for codec in SETTINGS:
+                for codec in codecs:
                     got = [v for n in both if (v := at_rate(known[codec][n], rate, metric)) is not None]
                     digits = 2 if metric in ("psnr", "ssimulacra2") else 4
                     short = f" ({len(got)})" if len(got) < len(both) else ""
                     cells.append(f"{np.mean(got):.{digits}f}{short}" if got else "-")
                 print(f"| {rate} | {len(both)} | " + " | ".join(cells) + " |")
         for metric in metrics:
-            for other in ("jpeg2000", "avif"):
+            for other in (one for one in ("jpeg2000", "avif") if one in codecs):
                 line = []
-                for codec in SETTINGS:
+                for codec in codecs:
                     ratios = [
                         r for n in chosen if (r := rate_ratio(known[codec][n], known[other][n], metric)) is not None
                     ]
@@ -211,32 +213,44 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--features", type=Path, help="weights of SqueezeNet 1.1, see training.perceptual")
     parser.add_argument("--ssimulacra2", action="store_true")
+    parser.add_argument(
+        "--codecs", nargs="*", choices=SETTINGS, default=list(SETTINGS), help="beside JPEG 2000 and ours"
+    )
+    parser.add_argument("--every", type=int, default=1, help="measure every so many-th setting alone")
     parser.add_argument("--sheet", type=float, nargs="*", default=[], help="rates of contact sheets, bits per pixel")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     paths = [p for given in args.pictures for p in (sorted(given.glob("*.png")) if given.is_dir() else [given])]
     metrics = ["psnr", "ms_ssim"] + ["ssimulacra2"] * args.ssimulacra2 + ["features"] * (args.features is not None)
-    known = gather(args, paths, metrics)
-    report(known, [p.name for p in paths], metrics)
+    codecs = [codec for codec in SETTINGS if codec in {"jpeg2000", "ours", *args.codecs}]
+    known = gather(args, codecs, paths, metrics)
+    report(known, codecs, [p.name for p in paths], metrics)
 
     from benchmarks import _plots
 
     for kind, chosen in kinds([p.name for p in paths]).items():
-        _plots.curves(known, chosen, metrics, args.out / f"curves-{kind.split()[0]}.png", title=kind)
+        _plots.curves(known, codecs, chosen, metrics, args.out / f"curves-{kind.split()[0]}.png", title=kind)
     for rate in args.sheet:
-        _plots.sheet(known, paths, rate, args.model, args.out / f"sheet-{rate:g}.png")
+        _plots.sheet(known, codecs, paths, rate, args.model, args.out / f"sheet-{rate:g}.png")
 
 
-def gather(args: argparse.Namespace, paths: list[Path], metrics: list[str]) -> Known:
+def gather(args: argparse.Namespace, codecs: list[str], paths: list[Path], metrics: list[str]) -> Known:
     """Measure what points.json does not have, and always what is ours."""
     store = args.out / "points.json"
     known: Known = json.loads(store.read_text()) if store.exists() else {}
     known.pop("ours", None)
+    settings = {codec: tuple(SETTINGS[codec][:: args.every]) for codec in codecs}
+
+    def measured(codec: str, path: Path) -> bool:
+        points = known.get(codec, {}).get(path.name, [])
+        same = tuple(point.get("setting") for point in points) == settings[codec]
+        return same and all(set(metrics) <= set(point) for point in points)
+
     jobs = [
-        Job(codec, path, args.model, args.features, args.ssimulacra2)
-        for codec in SETTINGS
+        Job(codec, path, settings[codec], args.model, args.features, args.ssimulacra2)
+        for codec in codecs
         for path in paths
-        if not set(metrics) <= set(known.get(codec, {}).get(path.name, [{}])[0])
+        if not measured(codec, path)
     ]
     with ProcessPoolExecutor(args.workers, mp_context=get_context("spawn")) as pool:
         for job, points in zip(jobs, pool.map(measure, jobs), strict=True):

@@ -57,6 +57,8 @@ class Receipt:
     """Samples beyond what the networks are shown."""
     samples: int
     seconds: float
+    busy: float
+    """Seconds of them in which the thread that codes had a core."""
     memory: int
     """Highest resident bytes of the worker so far."""
     device: str = "cpu"
@@ -127,7 +129,7 @@ class EncodeShard:
 
 def _code_shard(coder: TileCoder, writer: ShardWriter | None, shard: TileKey, note: Note) -> Receipt:
     """Code all tiles of a shard and write it; without a writer, `shard` is the one tile that is coded."""
-    began, grid = time.monotonic(), coder.grid
+    began, busy, grid = time.monotonic(), time.thread_time(), coder.grid
     keys = list(grid.tiles_of(shard)) if writer is not None else [shard]
     coded: dict[TileKey, CodedTile] = {}
     for key in keys:
@@ -143,6 +145,7 @@ def _code_shard(coder: TileCoder, writer: ShardWriter | None, shard: TileKey, no
             preview[:, row : row + tile.preview.shape[1], col : col + tile.preview.shape[2]] = tile.preview
         masks = {key: tile.mask for key, tile in coded.items()} if coder.radiometry.planes else None
         writer.put_shard(shard, {key: tile.record for key, tile in coded.items()}, masks, preview)
+    if writer is not None or grid.shard == 1:  # a dry run's tile is to take as long as in a run
         _allocator.give_back()
     return Receipt(
         shard=shard,
@@ -153,6 +156,7 @@ def _code_shard(coder: TileCoder, writer: ShardWriter | None, shard: TileKey, no
         outside=sum(tile.outside for tile in coded.values()),
         samples=sum(area(grid.core(key)) for key in keys) * len(coder.radiometry.bands),
         seconds=max(time.monotonic() - began, 1e-6),
+        busy=max(time.thread_time() - busy, 1e-6),
         memory=peak_memory(),
     )
 

@@ -41,10 +41,13 @@ FIRST, MOST = 48, 256
 """Windows coded at first, and at most."""
 ENOUGH = 0.016
 """Relative standard error of the bytes at which no more windows are coded."""
-MODEL_ERROR = 0.01
-"""What windows differ from tiles, relative, beside the error of sampling."""
-SEEN, SEEN_SMALL = 32, 8
-"""Windows that are decoded for a PSNR, and tiles of a small scene."""
+ENOUGH_SQUARES = 0.07
+"""The same for squared errors, which differ more from window to window: a third of a decibel."""
+MODEL_ERROR, MODEL_ERROR_SQUARES = 0.01, 0.03
+"""What windows differ from tiles, relative, beside the error of sampling: in bytes, and in squared errors."""
+SEEN_SMALL = 16
+"""Tiles of a small scene that are decoded for a PSNR.  Of a large one all windows are: squared errors have a long tail,
+and those of a part of the windows once missed it (docs/numbers.md)."""
 LADDER = tuple(range(0, Q_MAX + 1, Q_MAX // 4))
 """Rates at which the first sample is coded to find about where a target lies."""
 ASIDE = 6
@@ -77,6 +80,8 @@ class Probed:
     squares: float = 0.0
     """Sum of squared errors of what was decoded, over the value range squared."""
     samples: int = 0
+    stands_for: int = 1
+    """Windows of the scene that this one was drawn from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,17 +181,16 @@ class Forecaster:
         self._executor, self._task, self._grid = executor, task, grid
         self._windows = windows_of(task.manifest)
         self._small = grid.height * grid.width <= SMALL
+        self._count = self._windows.rows * self._windows.cols if self._small else FIRST
 
     def expect(self, q: int) -> Forecast:
         """Bytes and PSNR at a rate."""
-        everything = self._windows.rows * self._windows.cols
-        probed = self._code(*((everything, (q,), SEEN_SMALL) if self._small else (FIRST, (q,), SEEN)))
-        seen = [p for p in probed if p.samples]
-        _, error = self._total(probed, 0)
-        if (count := self._enough(error)) > len(probed):
-            probed = self._code(count, (q,))
+        probed = self._code(self._count, (q,), render=True)
+        spread_of = max(self._total(probed, 0)[1] / ENOUGH, self._squares(probed)[1] / ENOUGH_SQUARES)
+        if (count := self._enough(spread_of, len(probed))) > len(probed):
+            probed = self._code(count, (q,), render=True)
         total, error = self._total(probed, 0)
-        return Forecast(bytes=_interval(total, error), psnr=_psnr(seen), windows=len(probed))
+        return Forecast(bytes=_interval(total, error, len(probed)), psnr=self._psnr(probed), windows=len(probed))
 
     def quality_for(self, target: int) -> int:
         """The quality whose records, shard indexes and masks come closest to `target` bytes.
@@ -197,10 +201,10 @@ class Forecaster:
         ladder = np.maximum.accumulate([self._total(first, step)[0] for step in range(len(LADDER))])
         q = _crossing(np.array(LADDER), ladder, target)
         error = self._total(first, min(range(len(LADDER)), key=lambda step: abs(LADDER[step] - q)))[1]
-        count = self._enough(error)
+        self._count = self._enough(error / ENOUGH, len(first))
         for _ in range(REFINED):
             around = (max(round(q) - ASIDE, 0), min(round(q) + ASIDE, Q_MAX))
-            second = self._code(count, around)
+            second = self._code(self._count, around)
             sizes = np.array([self._total(second, step)[0] for step in (0, 1)])
             if around[0] == 0 and target < 0.95 * sizes[0]:
                 bpp = [bits_per_pixel(size, self._grid.height, self._grid.width) for size in (target, sizes[0])]
@@ -213,49 +217,82 @@ class Forecaster:
                 break
         return min(range(QUALITY_MIN, QUALITY_MAX + 1), key=lambda quality: abs(q_of_quality(quality) - q))
 
-    def _code(self, count: int, qs: tuple[int, ...], seen: int = 0) -> list[Probed]:
+    def _code(self, count: int, qs: tuple[int, ...], *, render: bool = False) -> list[Probed]:
         """Code about `count` windows; in the order in which they lie, row by row, to and fro."""
-        keys = spread(self._windows, count)
-        shown = {int(place) for place in np.linspace(0, len(keys) - 1, min(seen, len(keys)))}
-        probes = [Probe(key=key, qs=qs, render=index in shown) for index, key in enumerate(keys)]
+        drawn = sample(self._windows, count)
+        most = SEEN_SMALL if self._small else len(drawn)
+        shown = {int(place) for place in np.linspace(0, len(drawn) - 1, min(most, len(drawn)))} if render else set()
+        probes = [Probe(key=key, qs=qs, render=index in shown) for index, (key, _) in enumerate(drawn)]
         done = dict(self._executor.run_unordered(self._task, probes))
-        return [done[probe] for probe in probes]
+        return [replace(done[probe], stands_for=part) for probe, (_, part) in zip(probes, drawn, strict=True)]
 
-    def _enough(self, error: float) -> int:
-        """Windows to code, of which `FIRST` leave a relative standard error of `error`."""
+    def _enough(self, error: float, coded: int) -> int:
+        """Windows to code, when `coded` ones leave a standard error of so many times what is wanted."""
         if self._small:
             return self._windows.rows * self._windows.cols
-        return int(np.clip(math.ceil(FIRST * (error / ENOUGH) ** 2), FIRST, MOST))
+        return int(np.clip(math.ceil(coded * error**2), FIRST, MOST))
 
     def _total(self, probed: Sequence[Probed], step: int) -> tuple[float, float]:
         """Bytes of the whole scene and their relative standard error."""
-        sizes = np.array([p.sizes[step] for p in probed], float)
-        pixels = np.array([p.pixels for p in probed], float)
+        part = np.array([p.stands_for for p in probed], float)
+        sizes = part * np.array([p.sizes[step] for p in probed], float)
+        pixels = part * np.array([p.pixels for p in probed], float)
         whole = self._grid.height * self._grid.width
         shards = self._grid.shard_rows * self._grid.shard_cols
         headers = HEADER_BYTES * self._grid.rows * self._grid.cols
         headers += shards * (SEAL_BYTES + index_bytes(self._grid.shard**2))
-        left = 1 - min(pixels.sum() / whole, 1)
-        return sizes.sum() / pixels.sum() * whole + headers, _error(sizes, pixels) * math.sqrt(left)
+        return sizes.sum() / pixels.sum() * whole + headers, _error(sizes, pixels) * self._unseen(probed)
+
+    def _squares(self, probed: Sequence[Probed]) -> tuple[float, float, int]:
+        """Mean squared error over the value range squared, its relative standard error, and of how many windows."""
+        seen = [p for p in probed if p.samples]
+        part = np.array([p.stands_for for p in seen], float)
+        squares, samples = (part * np.array([getattr(p, name) for p in seen], float) for name in ("squares", "samples"))
+        if not samples.sum():
+            return 0.0, 0.0, 0
+        return squares.sum() / samples.sum(), _error(squares, samples) * self._unseen(seen), len(seen)
+
+    def _unseen(self, probed: Sequence[Probed]) -> float:
+        """By how much a sample without repetition errs less than one with."""
+        whole = self._grid.height * self._grid.width
+        return math.sqrt(max(1 - sum(p.pixels for p in probed) / whole, 0))
+
+    def _psnr(self, probed: Sequence[Probed]) -> Interval | None:
+        mean, error, count = self._squares(probed)
+        if not mean:
+            return None
+        value = -10 * math.log10(mean)
+        half = 10 * math.log10(1 + _normal(count) * math.hypot(error, MODEL_ERROR_SQUARES))
+        return Interval(value, value - half, value + half)
 
 
 def spread(grid: Grid, count: int) -> list[TileKey]:
-    """About `count` tiles of a grid, all of them where there are not many more: one at random in each of equal parts,
-    the same ones every time.  Row by row, to and fro, so that neighbours in the list are neighbours in the scene."""
+    """The tiles of `sample`."""
+    return [key for key, _ in sample(grid, count)]
+
+
+def sample(grid: Grid, count: int) -> list[tuple[TileKey, int]]:
+    """About `count` tiles of a grid, all of them where there are not many more: one at random in each of about equal
+    parts, the same ones every time, and how many tiles its part has.  Parts of a few tiles differ much, one or two rows
+    each, so each tile has to count as its part does.  Row by row, to and fro, so that neighbours in the list are
+    neighbours in the scene."""
     if grid.rows * grid.cols <= 1.5 * count:
         rows, cols = grid.rows, grid.cols
     else:
         rows = int(np.clip(round(math.sqrt(count * grid.rows / grid.cols)), 1, min(grid.rows, count)))
         cols = min(round(count / rows), grid.cols)
-    random, keys = np.random.default_rng(count), []
-    for row in range(rows):
-        for col in range(cols) if row % 2 == 0 else reversed(range(cols)):
-            keys.append(TileKey(_one_of(random, row, rows, grid.rows), _one_of(random, col, cols, grid.cols)))
-    return keys
+    random, drawn = np.random.default_rng(count), []
+    for part in range(rows):
+        for other in range(cols) if part % 2 == 0 else reversed(range(cols)):
+            (row, high), (col, wide) = _one_of(random, part, rows, grid.rows), _one_of(random, other, cols, grid.cols)
+            drawn.append((TileKey(row, col), high * wide))
+    return drawn
 
 
-def _one_of(random: np.random.Generator, part: int, parts: int, whole: int) -> int:
-    return int(random.integers(part * whole // parts, (part + 1) * whole // parts))
+def _one_of(random: np.random.Generator, part: int, parts: int, whole: int) -> tuple[int, int]:
+    """One at random of those in a part, and how many these are."""
+    first, end = part * whole // parts, (part + 1) * whole // parts
+    return int(random.integers(first, end)), end - first
 
 
 def _error(sums: np.ndarray, weights: np.ndarray) -> float:
@@ -267,18 +304,14 @@ def _error(sums: np.ndarray, weights: np.ndarray) -> float:
     return float(math.sqrt(variance) / sums.sum())
 
 
-def _interval(total: float, error: float) -> Interval:
-    half = NORMAL * math.hypot(error, MODEL_ERROR)
+def _normal(count: int) -> float:
+    """`NORMAL` for an error that is itself known from so many windows: about Student's t."""
+    return NORMAL * (1 + (NORMAL**2 + 1) / (4 * max(count - 1, 1)))
+
+
+def _interval(total: float, error: float, count: int) -> Interval:
+    half = _normal(count) * math.hypot(error, MODEL_ERROR)
     return Interval(total, total / (1 + half), total * (1 + half))
-
-
-def _psnr(seen: Sequence[Probed]) -> Interval | None:
-    squares, samples = np.array([p.squares for p in seen]), np.array([p.samples for p in seen], float)
-    if not samples.sum() or not squares.sum():
-        return None
-    value = -10 * math.log10(squares.sum() / samples.sum())
-    half = 10 * math.log10(1 + NORMAL * math.hypot(_error(squares, samples), 0.03))
-    return Interval(value, value - half, value + half)
 
 
 def _crossing(qs: np.ndarray, sizes: np.ndarray, target: float) -> float:

@@ -538,6 +538,7 @@ def test_models_list_names_the_weights_with_their_hash(capsys, sample, ditic):
 @pytest.mark.slow
 def test_train_makes_weights_that_compress_accepts(ditic, tmp_path):
     import imagecodecs
+    import torch
 
     (tmp_path / "pictures").mkdir()
     for seed in range(3):
@@ -545,13 +546,15 @@ def test_train_makes_weights_that_compress_accepts(ditic, tmp_path):
         (tmp_path / "pictures" / f"{seed}.png").write_bytes(picture)
     done = ditic(
         "train", tmp_path / "pictures", "--out", tmp_path / "run", "--model", "tiny", "--minutes", "0.02",
-        "--threads", "1", "--batch", "2", "--json",
+        "--threads", "1", "--batch", "2", "--distillation", "0.05", "--licence", "CC0-1.0", "--json",
     )  # fmt: skip
     assert done.code == 0, done.err
     weights = json.loads(done.out)["weights"]
+    assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["config"]["terms"]["distillation"] == 0.05
     scene = write_scene(tmp_path / "scene.tif", landscape(200, 210))
     done = ditic("compress", scene, "--model", weights, "--tile", "256", "--overlap", "32")
     assert done.code == 0, done.err
+    assert json.loads(ditic("info", tmp_path / "scene.ditic", "--json").out)["weights_licence"] == "CC0-1.0"
 
 
 def test_completion_script_can_be_shown(ditic):

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from ditic_stream.errors import ConfigError
-from ditic_stream.training.data import Crops, Pictures, shrink_weights
+from ditic_stream.training.data import Crops, Mix, Pictures, shrink_weights
 
 
 def pictures() -> list[torch.Tensor]:
@@ -89,3 +89,11 @@ def test_pictures_below_the_side_of_a_crop_are_left_out() -> None:
     assert len(Crops(pictures(), 128, 0).pictures) == 2
     with pytest.raises(ConfigError, match="512 x 512"):
         Crops(pictures(), 512, 0)
+
+
+def test_another_mix_cuts_the_same_places_and_changes_other_shares() -> None:
+    usual, other = (Crops(pictures(), 64, 3, mix=mix) for mix in (Mix(), Mix(shrunk=0, smooth=1, graded=0)))
+    one, two = (crops.draw(32) for crops in (usual, other))
+    assert torch.equal(one.picture, two.picture) and torch.equal(one.flipped, two.flipped)
+    assert bool(two.smooth.all()) and not bool(two.graded.any()) and set(two.cut.tolist()) == {64}
+    assert 0 < int(one.smooth.sum()) < 32

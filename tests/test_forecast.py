@@ -11,7 +11,7 @@ import pytest
 from pictures import landscape, write_scene
 
 from ditic_stream import _forecast, compare, compression
-from ditic_stream._forecast import _crossing, _error, spread
+from ditic_stream._forecast import _crossing, _error, sample, spread
 from ditic_stream.compression import Estimate, Result
 from ditic_stream.config import GridConfig
 from ditic_stream.errors import ConfigError
@@ -35,6 +35,22 @@ def test_a_sample_is_spread_and_repeats(height: int, width: int, count: int) -> 
     if len(keys) == 64 < everything:
         assert max(key.row for key in keys) >= 0.8 * (tiles.rows - 1)
         assert max(key.col for key in keys) >= 0.8 * (tiles.cols - 1)
+
+
+@pytest.mark.parametrize(("height", "width"), [(256 * 18, 256 * 30), (700, 810), (256 * 40, 256 * 3)])
+@pytest.mark.parametrize("count", [48, 227])
+def test_the_parts_of_a_sample_make_up_the_whole(height: int, width: int, count: int) -> None:
+    tiles = grid(height, width)
+    assert sum(part for _, part in sample(tiles, count)) == tiles.rows * tiles.cols
+
+
+def test_a_sample_of_unequal_parts_is_not_biased() -> None:
+    """18 rows in 12 parts: every third row is drawn always, the others half of the time."""
+    tiles, cost = grid(256 * 18, 256 * 30), np.where(np.arange(18) % 3 == 0, 9.0, 1.0)
+    drawn = sample(tiles, 227)
+    assert np.mean([cost[key.row] for key, _ in drawn]) > 1.1 * cost.mean()
+    weighed = sum(cost[key.row] * part for key, part in drawn) / sum(part for _, part in drawn)
+    assert weighed == pytest.approx(cost.mean(), rel=0.03)
 
 
 def test_the_error_of_a_sample_is_that_of_its_total() -> None:

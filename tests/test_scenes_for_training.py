@@ -24,7 +24,8 @@ from ditic_stream.regions import decompress
 from ditic_stream.summary import weight_sets
 from ditic_stream.training import train
 from ditic_stream.training.scenes import load_pictures
-from ditic_stream.training.train import TrainConfig, run
+from ditic_stream.training.settings import TrainConfig
+from ditic_stream.training.train import run
 
 
 def sensor(height: int, width: int, bands: int = 4, seed: int = 0) -> np.ndarray:

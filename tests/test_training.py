@@ -25,8 +25,9 @@ from ditic_stream.training.init import principal_start
 from ditic_stream.training.losses import colour_error, flat_border_error, squared_error, structure_loss
 from ditic_stream.training.objective import Critics, Terms, low_rate_share, whole_objective
 from ditic_stream.training.perceptual import Features
+from ditic_stream.training.settings import TrainConfig
 from ditic_stream.training.start import space_levels, start_from
-from ditic_stream.training.train import TrainConfig, Trainer, run
+from ditic_stream.training.train import Trainer, run
 
 
 @pytest.fixture(autouse=True)
@@ -89,6 +90,7 @@ def test_training_goes_on_from_its_checkpoint_and_exports(pictures: Path, tmp_pa
     assert again.steps == 3
     codec = load_codec(str(tmp_path / "run" / "weights.safetensors"))
     assert codec.info.config["latent"] == PRESETS["tiny"].latent
+    assert codec.info.licence == "not stated"
 
 
 def test_settings_out_of_bounds_are_refused() -> None:
@@ -157,7 +159,7 @@ def test_the_entropy_stage_moves_what_predicts_symbols_and_nothing_else(pictures
 
 
 def test_alignments_can_be_left_out_and_what_is_trained_so_codes(pictures: Path, tmp_path: Path) -> None:
-    weights = run(tiny_run(pictures, tmp_path / "run", steps=1, without=("variance", "distillation", "condition")))
+    weights = run(tiny_run(pictures, tmp_path / "run", steps=1, without=("variance", "condition")))
     assert len((tmp_path / "run/log.jsonl").read_text().splitlines()) == 2
     assert imagecodecs.imread(tmp_path / "run/curves.png").std() > 10
     loaded = load_weights(str(weights))
@@ -191,6 +193,43 @@ def test_parts_that_cannot_be_left_out_are_named() -> None:
         TrainConfig(data=("x",), out="y", without=("colour",))
     with pytest.raises(ConfigError, match="from scratch"):
         TrainConfig(data=("x",), out="y", start="tiny", without=("dit",))
+    with pytest.raises(ConfigError, match="off unless it is given a weight"):
+        TrainConfig(data=("x",), out="y", start="tiny", without=("distillation",))
+
+
+@pytest.mark.parametrize(
+    ("settings", "rate"),
+    [({}, 1e-3), ({"start": "tiny"}, 3e-4), ({"start": "tiny", "stage": "entropy"}, 1e-3), ({"rate": 0.5}, 0.5)],
+)
+def test_a_trained_set_goes_on_at_a_lower_rate_unless_one_is_said(settings: dict[str, object], rate: float) -> None:
+    assert TrainConfig(data=("x",), out="y", **settings).learning_rate == rate  # type: ignore[arg-type]
+
+
+def test_self_distillation_counts_when_it_is_given_a_weight() -> None:
+    network, x = Network(PRESETS["tiny"]), torch.rand(1, 3, 256, 256, generator=torch.Generator().manual_seed(0))
+    totals = []
+    for terms in (Terms(), Terms(distillation=0.05)):
+        torch.manual_seed(0)
+        totals.append(float(whole_objective(network, x, torch.ones(1), (0, 0), terms)[0].detach()))
+    assert totals[0] < totals[1]
+
+
+def test_a_run_from_when_self_distillation_was_the_default_goes_on_as_it_began(pictures: Path, tmp_path: Path) -> None:
+    config = tiny_run(pictures, tmp_path / "run", start="tiny", steps=1)
+    Trainer(replace(config, terms=Terms(distillation=0.05)))._save()
+    assert Trainer(config).terms.distillation == 0.05
+    began = {"without": (), "terms": {"distillation": 0.05}}
+    assert train._going_on(Terms(distillation=0.2), began).distillation == 0.2
+    assert train._going_on(Terms(), began | {"without": ("distillation",)}).distillation == 0
+    assert train._going_on(Terms(), began | {"terms": {"distillation": 0.0}}).distillation == 0
+
+
+def test_weights_say_the_licence_their_maker_said(pictures: Path, tmp_path: Path) -> None:
+    ours = run(tiny_run(pictures, tmp_path / "run", start="tiny", steps=1, licence="CC-BY-SA-4.0"))
+    assert load_weights(str(ours)).licence == "CC-BY-SA-4.0"
+    for text in ("", " ", "two\nlines", "x" * 201):
+        with pytest.raises(ConfigError, match="no line of 1 to 200"):
+            TrainConfig(data=("x",), out="y", licence=text)
 
 
 def test_levels_are_spaced_evenly_in_rate_and_keep_their_ends(pictures: Path) -> None:

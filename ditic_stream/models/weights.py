@@ -19,8 +19,8 @@ from ditic_stream.models.config import ModelConfig
 from ditic_stream.models.folder import NAME, find
 
 WEIGHTS_FORMAT = "ditic-weights-1"
-LICENCE = "CC-BY-SA-4.0"
-"""Some training pictures are CC-BY-SA; see docs/model-small.md for the reasoning."""
+NOT_STATED, LICENCE_LENGTH = "not stated", 200
+"""What a set says of its licence unless who trained it said one, and how long that may be (manifests hold 256)."""
 PUBLISHED = {"small": "small-2", "tiny": "tiny-1"}
 """Model names users give, and the set each stands for in this release."""
 FLOAT32 = ("codec.log_gain", "codec.feature_std")

@@ -22,14 +22,24 @@ from torch import Tensor
 from ditic_stream.errors import ConfigError
 from ditic_stream.training.scenes import load_pictures
 
-__all__ = ["Crops", "Draw", "Pictures", "load_pictures", "shrink_weights"]
+__all__ = ["Crops", "Draw", "Mix", "Pictures", "load_pictures", "shrink_weights"]
 
 MAX_SHRINK = 2.2
 """A crop is cut at up to this many times its side and scaled down, so that every sharpness is met."""
-SHRUNK, SMOOTH, GRADED = 0.5, 0.2, 0.1
-"""Shares of crops that are scaled down; strongly blurred (water, haze and sky are where block steps show); regraded."""
 HALF_CLEAR = 0.4
 """Share of blurred crops of which one part stays clear."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mix:
+    """Shares of crops that are changed, 0..1."""
+
+    shrunk: float = 0.5
+    """Scaled down."""
+    smooth: float = 0.2
+    """Strongly blurred: water, haze and sky are where block steps show."""
+    graded: float = 0.1
+    """Of another sensor: channels, gamma and range."""
 
 
 class Pictures(Sequence[Tensor]):
@@ -91,19 +101,22 @@ class Draw:
     """Its size, 0..1.5 levels."""
 
 
+USUAL = Mix()
+
+
 class Crops:
     """Random crops, drawn in proportion to a picture's area; a generator of its own, so runs repeat.
 
     Pictures smaller than a crop are left out; ConfigError when all are.
     """
 
-    def __init__(self, pictures: Sequence[Tensor], side: int, seed: int, number: int = 0) -> None:
-        """number: of the batch to begin with."""
+    def __init__(self, pictures: Sequence[Tensor], side: int, seed: int, number: int = 0, mix: Mix = USUAL) -> None:
+        """number: of the batch to begin with.  Another mix draws the same places."""
         held = pictures if isinstance(pictures, Pictures) else Pictures(list(pictures))
         self.pictures = held.chosen(
             [i for i, (_, height, width) in enumerate(held.places) if min(height, width) >= side]
         )
-        self.side, self.seed, self.number = side, seed, number
+        self.side, self.seed, self.number, self.mix = side, seed, number, mix
         if not self.pictures:
             raise ConfigError(f"no picture is as large as a crop of {side} x {side} pixels; take a smaller side")
         self.device = self.pictures.buffer.device
@@ -132,7 +145,7 @@ class Crops:
 
         picture = torch.searchsorted(self._until, uniform().double()).clamp(max=len(self.pictures) - 1)
         height, width = self._height[picture], self._width[picture]
-        wide = torch.where(uniform() < SHRUNK, uniform(1.0, MAX_SHRINK), torch.ones(count))
+        wide = torch.where(uniform() < self.mix.shrunk, uniform(1.0, MAX_SHRINK), torch.ones(count))
         cut = (wide * self.side).long().minimum(height).minimum(width)
         mixed = torch.rand(count, 3, generator=self.random).argsort(1)
         smallest = max(4, int(self.side / 64))
@@ -142,12 +155,12 @@ class Crops:
             top=(uniform() * (height - cut + 1)).long().minimum(height - cut),
             left=(uniform() * (width - cut + 1)).long().minimum(width - cut),
             flipped=torch.rand(count, 3, generator=self.random) < 0.5,
-            graded=uniform() < GRADED,
+            graded=uniform() < self.mix.graded,
             order=torch.where(uniform()[:, None] < 0.5, mixed, torch.ones(count, 3, dtype=torch.long)),
             gamma=uniform(0.6, 1.6),
             low=uniform(0, 0.25),
             high=uniform(0.6, 1.0),
-            smooth=uniform() < SMOOTH,
+            smooth=uniform() < self.mix.smooth,
             cells=(self.side / uniform(8, 64)).long().clamp(min=smallest),
             clear=uniform() < HALF_CLEAR,
             edge=uniform(-0.5, 0.5),

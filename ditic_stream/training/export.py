@@ -25,7 +25,7 @@ from ditic_stream.entropy import ACTIVATION_MAX, EXACT, EntropyModel
 from ditic_stream.models.config import LOG_SCALE_MIN, LOG_SCALE_STEP, Q_STEPS, SCALES
 from ditic_stream.models.latent_codec import CONTEXT_STEPS, Z_MAX, at_level, compress
 from ditic_stream.models.network import Network
-from ditic_stream.models.weights import FLOAT32, INTEGER, LICENCE, WEIGHTS_FORMAT
+from ditic_stream.models.weights import FLOAT32, INTEGER, NOT_STATED, WEIGHTS_FORMAT
 from ditic_stream.rans import TOTAL
 from ditic_stream.training.data import Crops
 
@@ -39,8 +39,11 @@ PRIOR = 3000.0
 
 
 @torch.no_grad()
-def export(network: Network, pictures: Sequence[Tensor], path: Path) -> Path:
-    """Write the weights file of `network`; `pictures` (uint8, 3 x rows x columns) calibrate the integer activations."""
+def export(network: Network, pictures: Sequence[Tensor], path: Path, licence: str = NOT_STATED) -> Path:
+    """Write the weights file of `network`; `pictures` (uint8, 3 x rows x columns) calibrate the integer activations.
+
+    licence: under which the weights may be passed on, in a few words.
+    """
     network = network.float().cpu().eval()
     tensors = {
         name: value if name.startswith(FLOAT32) else value.to(torch.bfloat16)
@@ -57,7 +60,7 @@ def export(network: Network, pictures: Sequence[Tensor], path: Path) -> Path:
     metadata = {
         "format": WEIGHTS_FORMAT,
         "config": json.dumps(network.config.to_json(), sort_keys=True),
-        "licence": LICENCE,
+        "licence": licence,
     }
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata)
     return path

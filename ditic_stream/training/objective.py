@@ -47,8 +47,8 @@ class Terms:
     """The same in flat parts."""
     tone: float = 0.004
     """Bits per pixel that a squared level of error in the mean of a cell is worth, at every rate."""
-    distillation: float = 0.05
-    """Self-distillation (alignment 2 of DiT-IC)."""
+    distillation: float = 0.0
+    """Self-distillation (alignment 2 of DiT-IC, which weighs it 0.05); here it costs, see docs/experiments.md."""
     perceptual: float = 0.0
     """Distance of features (training.perceptual), at low rates; needs a features file."""
     adversarial: float = 0.0

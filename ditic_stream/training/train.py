@@ -13,20 +13,19 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ditic_stream.errors import ConfigError
-from ditic_stream.models.config import LEVELS, PRESETS, ModelConfig
+from ditic_stream.models.config import LEVELS, PRESETS
 from ditic_stream.models.network import Network
 from ditic_stream.models.weights import load_weights
-from ditic_stream.training import SEED_MAX
 from ditic_stream.training.adversary import Adversary
 from ditic_stream.training.curves import draw
 from ditic_stream.training.data import Crops, Pictures, load_pictures
@@ -34,105 +33,16 @@ from ditic_stream.training.evaluation import block_steps, evaluate, rounded
 from ditic_stream.training.init import principal_start
 from ditic_stream.training.objective import Critics, Terms, entropy_objective, whole_objective
 from ditic_stream.training.perceptual import Features
-from ditic_stream.training.scenes import MEMORY
+from ditic_stream.training.settings import SWITCHES, TrainConfig
 from ditic_stream.training.speed import Operations, Speed
 from ditic_stream.training.start import space_levels, start_from
 
 VALIDATION_EVERY, VALIDATION_CROPS = 40, 24
 """Every so many-th picture is held out, and so many crops of those are coded after each step."""
-
-
-SWITCHES: dict[str, dict[str, int]] = {
-    "variance": {"unguided": 1},
-    "distillation": {},
-    "condition": {"unconditioned": 1},
-    "dit": {"depth": 0},
-}
-"""The alignments of DiT-IC (variance-guided flow, self-distillation, latent-conditioned guidance) and the transformer
-as a whole, and what switches each off in the network; distillation is a term of the loss."""
 HARD_FROM, HARD_SHARE = 0.35, 0.5
 """From this part of a run on, so much of the rate is counted on rounded symbols."""
 ALL_HARD_FROM = 0.6
 """From this part of an entropy stage on, all of it: scales are to fit what is coded; means learn from noisy symbols."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainConfig:
-    """One run."""
-
-    data: tuple[str, ...]
-    """Folders, tar files, lists, pictures and scenes to train on, see `training.scenes`."""
-    memory: float = MEMORY
-    """Gigabytes of pictures that are held, on the device; of more, windows are drawn."""
-    out: str
-    """Folder of checkpoint, log and weights; made if absent.  A checkpoint found there is continued."""
-    model: str = "small"
-    """Preset of sizes."""
-    without: tuple[str, ...] = ()
-    """What to leave out, of SWITCHES, for ablations.  Another architecture, so not together with `start`."""
-    changes: dict[str, int] = field(default_factory=dict)
-    """Sizes of the preset to change (fields of ModelConfig), to try another architecture."""
-    stage: str = "whole"
-    """"whole" trains all networks end to end; "entropy" trains what predicts symbols alone, on pictures' latents, and
-    leaves the others as `start` has them."""
-    start: str = ""
-    """Set of weights to go on from (a name or a file) in place of principal components; rounded symbols count from the
-    first step on."""
-    even_levels: bool = False
-    """Space the rate levels of `start` evenly first, see `training.start`; train its entropy stage afterwards."""
-    minutes: float = 60.0
-    """Wall time to train; the learning rate falls over it (cosine)."""
-    steps: int = 0
-    """Steps to train in place of `minutes`, when not 0: a run that repeats whatever the machine's speed."""
-    batch: int = 8
-    """Crops a step, over all replicas."""
-    side: int = 256
-    """Side of a crop, pixels; a multiple of 256."""
-    rate: float = 1e-3
-    """Learning rate; entropy networks take twice, tables three times as much."""
-    threads: int = 2
-    """Replicas on a CPU."""
-    device: str = "cpu"
-    precision: str = "auto"
-    """Of the networks' activations: "bfloat16", "float32", or "auto", bfloat16 where the hardware multiplies it (where
-    it does not, that is eight times slower than float32)."""
-    seed: int = 0
-    terms: Terms = field(default_factory=Terms)
-    """What is minimised beside the rate."""
-    features: str = ""
-    """Features file of SqueezeNet 1.1, for `terms.perceptual`."""
-    report: float = 120.0
-    """Seconds between checkpoints and reports."""
-
-    def __post_init__(self) -> None:
-        if self.model not in PRESETS:
-            raise ConfigError(f"model {self.model!r} is not one of {sorted(PRESETS)}; choose one")
-        if self.side % 256 or self.side < 256:
-            raise ConfigError(f"side {self.side} px is not a multiple of 256; 256 is the default")
-        if self.stage not in ("whole", "entropy") or (self.stage == "entropy" and not self.start):
-            raise ConfigError(f"stage {self.stage!r} from {self.start!r}: whole, or entropy from a set of weights")
-        if strange := set(self.changes) - {f.name for f in fields(ModelConfig)}:
-            raise ConfigError(f"{sorted(strange)[0]!r} is no size of a model; see models/config.py")
-        if unknown := set(self.without) - set(SWITCHES):
-            raise ConfigError(f"without {sorted(unknown)[0]!r} is not one of {', '.join(SWITCHES)}; choose of these")
-        if self.start and set(self.without) - {"distillation"}:
-            raise ConfigError("a set to start from has its architecture already; leave parts out from scratch")
-        if self.even_levels and not self.start:
-            raise ConfigError("levels are spaced evenly from those of a trained set; name one to start from")
-        if self.precision not in ("auto", "bfloat16", "float32"):
-            raise ConfigError(f"precision {self.precision!r} is not one of auto, bfloat16, float32; choose one")
-        if (self.terms.perceptual > 0) != bool(self.features):
-            raise ConfigError(
-                f"perceptual {self.terms.perceptual:g} with features {self.features!r}; name a features file and a "
-                "weight above 0, or neither"
-            )
-        if self.stage == "entropy" and (self.terms.perceptual or self.terms.adversarial):
-            raise ConfigError("an entropy stage decodes no pixel that could be judged; perception belongs to `whole`")
-        if not 0 <= self.seed <= SEED_MAX:
-            raise ConfigError(f"seed {self.seed} is outside 0..{SEED_MAX}; choose one within")
-        if self.batch % self.threads or self.threads < 1:
-            raise ConfigError(f"batch {self.batch} is not a multiple of {self.threads} threads; choose one that is")
-
 
 Progress = Callable[[int, int], None]
 """Told after each step the seconds that are done and in all; of a run by steps, the latter is a forecast."""
@@ -144,7 +54,7 @@ def run(config: TrainConfig, progress: Progress | None = None, say: Callable[[st
 
     trainer = Trainer(config)
     trainer.train(progress, say)
-    return export(trainer.averaged, trainer.training, Path(config.out) / "weights.safetensors")
+    return export(trainer.averaged, trainer.training, Path(config.out) / "weights.safetensors", config.licence)
 
 
 class Trainer:
@@ -168,7 +78,7 @@ class Trainer:
         self.training = kept
         left_out = {name: value for part in config.without for name, value in SWITCHES[part].items()}
         self.network = Network(replace(PRESETS[config.model], **(config.changes | left_out)))
-        self.terms = replace(config.terms, distillation=0.0) if "distillation" in config.without else config.terms
+        self.terms = config.terms
         if config.start:
             start_from(self.network, load_weights(config.start))
             if config.even_levels:
@@ -181,16 +91,19 @@ class Trainer:
         if config.stage == "entropy":
             for name, parameter in self.network.named_parameters():
                 parameter.requires_grad_(name.startswith("codec.") and name != "codec.log_gain")
-        self.optimiser = torch.optim.AdamW(_groups(self.network, config.rate), betas=(0.9, 0.97), eps=1e-8)
+        self.optimiser = torch.optim.AdamW(_groups(self.network, config.learning_rate), betas=(0.9, 0.97), eps=1e-8)
         self.steps, self.elapsed = 0, 0.0
         replicas = 1 if self.device.type == "cuda" else config.threads
         features = Features(config.features, self.device) if config.features else None
-        self.adversary = Adversary(replicas, config.rate, self.device, config.seed) if self.terms.adversarial else None
+        self.adversary = (
+            Adversary(replicas, config.learning_rate, self.device, config.seed) if self.terms.adversarial else None
+        )
         if (self.folder / "checkpoint.pt").exists():
             self._restore()
         self.critics = [Critics(features=features, adversary=self.adversary, replica=i) for i in range(replicas)]
         self.replicas = [self.network, *(_sharing(self.network) for _ in range(replicas - 1))]
-        self.crops = [Crops(kept, config.side, 1000 * config.seed + 10 + i, self.steps) for i in range(replicas)]
+        seeds = (1000 * config.seed + 10 + replica for replica in range(replicas))
+        self.crops = [Crops(kept, config.side, seed, self.steps, config.crops) for seed in seeds]
         self.speed = Speed(self.device)
 
     def train(self, progress: Progress | None = None, say: Callable[[str], None] | None = None) -> None:
@@ -313,8 +226,17 @@ class Trainer:
         self.averaged.load_state_dict(state["averaged"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.steps, self.elapsed = state["steps"], state["elapsed"]
+        self.terms = _going_on(self.terms, state["config"])
         if self.adversary is not None and (kept := state.get("adversary")):
             self.adversary.restore(kept)
+
+
+def _going_on(terms: Terms, began: Mapping[str, Any]) -> Terms:
+    """Terms of a run that was begun with the settings `began`.  When those were written self-distillation may have been
+    the default: the run goes on with it, as it goes on at the learning rate its optimiser holds."""
+    if terms.distillation or "distillation" in began["without"]:
+        return terms
+    return replace(terms, distillation=began["terms"]["distillation"])
 
 
 def _groups(network: Network, rate: float) -> list[dict[str, object]]:

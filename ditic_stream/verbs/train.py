@@ -33,7 +33,7 @@ def train(
     ] = "whole",
     without: Annotated[
         list[str] | None,
-        typer.Option(help="Leave out, from scratch: variance, distillation, condition, dit. Repeatable."),
+        typer.Option(help="Leave out, from scratch: variance, condition, dit. Repeatable."),
     ] = None,
     even_levels: Annotated[
         bool, typer.Option("--even-levels", help="First space the rate levels of --start evenly in rate.")
@@ -50,12 +50,19 @@ def train(
     adversarial: Annotated[
         float, typer.Option(min=0, max=1, help="Share of a discriminator's pull at low rates, say 0.5; 0: none.")
     ] = 0.0,
+    distillation: Annotated[
+        float, typer.Option(min=0, help="Weight of self-distillation, 0.05 in the paper; 0: none, better here.")
+    ] = 0.0,
+    licence: Annotated[
+        str, typer.Option(help="Licence the weights say they are under, such as CC-BY-4.0; none: not stated.")
+    ] = "",
     minutes: Annotated[float, typer.Option(min=0, help="Wall time to train; the learning rate falls over it.")] = 60.0,
     steps: Annotated[int, typer.Option(min=0, help="Steps to train in place of --minutes, when not 0.")] = 0,
     batch: Annotated[int, typer.Option(min=1, help="Crops a step, over all threads.")] = 8,
     side: Annotated[int, typer.Option(help="Side of a crop, pixels: a multiple of 256.")] = 256,
     rate: Annotated[
-        float | None, typer.Option(min=0, help="Learning rate (default: 1e-3; of ditic-0.6b 1e-4).")
+        float | None,
+        typer.Option(min=0, help="Learning rate (default: 1e-3; whole from --start 3e-4; of ditic-0.6b 1e-4)."),
     ] = None,
     rate_weight: Annotated[
         float | None, typer.Option(min=0, help="ditic-0.6b: weight of a bit a pixel (default: by the set's name).")
@@ -74,7 +81,7 @@ def train(
 
     \b
     Example:  ditic-stream train pictures/ --model tiny --minutes 10 --out runs/tiny
-    To go on: ditic-stream train scenes.tar --start small --minutes 120 --rate 5e-4 --out runs/mine
+    To go on: ditic-stream train scenes.tar --start small --minutes 120 --out runs/mine
     To tune:  ditic-stream train scenes.tar --model ditic-0.6b:q3 --device cuda --minutes 600 --out runs/q3
     """
     common = {
@@ -85,7 +92,8 @@ def train(
     common |= {} if rate is None else {"rate": rate}
     only = {"rate_weight": rate_weight, "rank": rank}
     own: dict[str, Any] = {"without": tuple(without or ()), "even_levels": even_levels}
-    terms = {"perceptual": perceptual, "adversarial": adversarial}
+    own |= {"licence": licence} if licence else {}
+    terms = {"perceptual": perceptual, "adversarial": adversarial, "distillation": distillation}
     run: Callable[[console.Progress], Path]
     if family_of(model) in FAMILIES.values():
         run = _tuning(model, start, common, only, own | terms)
@@ -111,7 +119,8 @@ def _training(
 ) -> Callable[[console.Progress], Path]:
     """A run of the package's own networks."""
     from ditic_stream.training.objective import Terms
-    from ditic_stream.training.train import TrainConfig, run
+    from ditic_stream.training.settings import TrainConfig
+    from ditic_stream.training.train import run
 
     for name, value in only.items():
         if value is not None:
