@@ -137,24 +137,23 @@ def test_fixed_point_costs_no_rate_to_speak_of(paper: PaperCodec, network: Paper
     assert errors[1] == pytest.approx(errors[0], rel=0.01)
 
 
-def test_tiles_decoded_together_are_those_decoded_alone(paper: PaperCodec, monkeypatch: pytest.MonkeyPatch) -> None:
-    random = np.random.default_rng(8)
-
-    def tile(spread: float) -> Coded:
-        """Two groups of bands, of 4 x 8 cells."""
-        z = [random.integers(-3, 4, (160, 1, 2)).astype(np.int32) for _ in range(2)]
-        return paper.entropy.push(z, [random.normal(0, spread, (320, 4, 8)).astype(np.float32) for _ in range(2)])
-
-    coded = [tile(spread) for spread in (0.1, 2.0, 700.0)]  # of no symbols to speak of, and beyond what tables hold
-    alone = [paper.entropy.pull(one, 2, 4, 8) for one in coded]
-    for most in (_paper_entropy.CELLS_TOGETHER, 64):  # all in one go, or two and then one
-        monkeypatch.setattr(_paper_entropy, "CELLS_TOGETHER", most)
-        together = paper.entropy.pull_many(coded, 2, 4, 8)
-        assert [(one.values.tobytes(), one.scales.tobytes()) for one in together] == [
-            (one.values.tobytes(), one.scales.tobytes()) for one in alone
-        ]
-    with pytest.raises(DesyncError):
-        paper.entropy.pull_many([coded[0], replace(coded[1], symbols_crc=0)], 2, 4, 8)
+@pytest.mark.parametrize("groups", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_tiles_decoded_together_are_those_decoded_alone_and_so_are_groups(
+    groups: int, paper: PaperCodec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random, coded = np.random.default_rng(8), []
+    for spread in (0.1, 20.0):  # of no symbols to speak of, and beyond what tables hold
+        z = [random.integers(-3, 4, (160, 1, 1)).astype(np.int32) for _ in range(groups)]
+        y = [random.normal(0, spread, (320, 4, 4)).astype(np.float32) for _ in range(groups)]
+        coded.append(paper.entropy.push(z, y))
+    together = paper.entropy.pull_many(coded, groups, 4, 4)
+    monkeypatch.setattr(_paper_entropy, "CELLS_TOGETHER", 16)  # tile by tile, group by group
+    assert groups == 1 or paper.entropy.push(z, y) == coded[-1]
+    alone = paper.entropy.pull_many(coded, groups, 4, 4)
+    for one, other in zip(together, alone, strict=True):
+        assert np.array_equal(one.values, other.values) and np.array_equal(one.scales, other.scales)
+    with pytest.raises(DesyncError, match="are due where the record says"):
+        paper.entropy.pull_many([coded[0], replace(coded[1], coded=1)], groups, 4, 4)
 
 
 def test_a_device_that_computes_otherwise_is_refused(opened: checkpoint.Checkpoint) -> None:
