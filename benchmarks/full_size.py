@@ -7,18 +7,22 @@
 A square of `side` pixels is coded and decoded as one window.  Latency is the best of --repeat goes after one that warms
 up: by CUDA events on a GPU; on a CPU of processor time over threads, which other work on the machine does not stretch
 much.  `peak` is the most memory that was held while a part ran, weights included: allocated on a GPU, resident on a
-CPU.  --batch shows what several windows in one pass would save (SANA and the decoder).  Compiled
-graphs are checked against eager ones: the largest difference of pixels in 0..1 is printed.
+CPU.  --batch shows what several windows in one pass would save (SANA and the decoder; each window beside its
+own cells moved aside) and whether that would change a bit, and what several tiles do save where symbols are decoded.
+--attention compares kernels of SANA's cross-attention.  Where ways are compared, the largest difference of pixels in
+0..1 from the first is printed.  --check decodes the symbols on the CPU, too: they have to be the same.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +33,9 @@ from torch import Tensor
 from benchmarks.paper_memory import resident
 from ditic_stream._codec_parts import ModelInfo
 from ditic_stream._paper_codec import ENCODE_HALO, PaperCodec
+from ditic_stream._paper_entropy import PaperEntropy
 from ditic_stream.entropy import Coded
+from ditic_stream.models.layers import ATTENTION_VARIABLE, BACKENDS
 from ditic_stream.models.paper import layout, seeded
 from ditic_stream.models.paper.config import MODEL, OFFICIAL, PaperConfig
 from ditic_stream.models.paper.entropy import Decoded
@@ -112,9 +118,10 @@ def measure(
     *,
     encode: bool,
     whole: bool,
+    host: PaperEntropy | None = None,
 ) -> np.ndarray | None:
     """All parts of one side, and `whole` ways there and back; gives the pixels.  kept: by side, what was coded first,
-    and is decoded every time."""
+    and is decoded every time.  host: decodes it as well; SystemExit when it finds other symbols."""
     network, device = codec.network, codec.device
     random = np.random.default_rng(side)
     cells, coded = side // 64, None
@@ -146,6 +153,12 @@ def measure(
         coded = codec.entropy.push([z], [y])
     coded = kept.setdefault(side, coded) if coded is not None else kept[side]
     found = meter(DECODE[0], lambda: codec.entropy.pull(coded, 1, cells, cells))
+    if host is not None:
+        there = host.pull(coded, 1, cells, cells)
+        same = np.array_equal(there.values, found.values) and np.array_equal(there.scales, found.scales)
+        print(f"  symbols, values and scales: {'as' if same else 'NOT as'} on the CPU", flush=True)
+        if not same:
+            raise SystemExit(1)
     values, scales = (
         torch.from_numpy(part).to(device).float() * 2.0**-bits
         for part, bits in ((found.values, VALUE_BITS), (found.scales, SCALE_BITS))
@@ -158,31 +171,47 @@ def measure(
     if whole:
         pixels = meter("render, all", lambda: codec.render(found.values, found.scales, 0, (0, 0)))
     for batch in batches:
-        many = type(heads)(*(part.expand(batch, -1, -1, -1).contiguous() for part in vars(heads).values()))
-        together = unscaled.expand(batch, -1, -1, -1).contiguous()
-        meter(f"SANA, {batch} windows", lambda many=many: network.denoise(many).latent, batch=batch)  # type: ignore[misc]
-        meter(f"DC-AE decoder, {batch} windows", lambda x=together: codec.decoder(x), batch=batch)  # type: ignore[misc]
+        meter(f"entropy decode, {batch} tiles", lambda n=batch: codec.entropy.pull_many([coded] * n, 1, cells, cells))  # type: ignore[misc]
+        many = type(heads)(*(_moved(part, batch) for part in vars(heads).values()))
+        step = meter(f"SANA, {batch} windows", lambda many=many: network.denoise(many).latent)  # type: ignore[misc]
+        x = _moved(unscaled, batch)
+        shown = meter(f"DC-AE decoder, {batch} windows", lambda x=x: codec.decoder(x))  # type: ignore[misc]
+        for what, run, given, seen in (
+            ("SANA", lambda one: network.denoise(type(heads)(*one)).latent, list(vars(many).values()), step),
+            ("DC-AE decoder", lambda one: codec.decoder(*one), [x], shown),
+        ):
+            if seen is not None:
+                off = max(
+                    float((run([part[at : at + 1] for part in given]) - seen[at : at + 1]).abs().max())
+                    for at in range(batch)
+                )
+                print(
+                    f"  {what}, {batch} windows: {f'{off:.2g} off' if off else 'bit for bit as'} one by one", flush=True
+                )
     return pixels
+
+
+def _moved(x: Tensor, batch: int) -> Tensor:
+    """A map, and beside it as many as are asked for with its cells moved aside."""
+    return torch.cat([x.roll(place, 3) for place in range(batch)])
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Rows as markdown: a line for each side, type and way, a column for each part."""
     parts = list(dict.fromkeys(row["part"] for row in rows))
-    ways = list(dict.fromkeys((row["side"], row["dtype"], row["graphs"]) for row in rows))
-    lines = ["| side px | type | graphs | " + " | ".join(parts) + " | peak GB |", "|---" * (len(parts) + 4) + "|"]
+    ways = list(dict.fromkeys(_way(row) for row in rows))
+    lines = ["| side px | type | graphs | attention | " + " | ".join(parts) + " | peak GB |"]
+    lines.append("|---" * (len(parts) + 5) + "|")
     for way in ways:
-        own = {row["part"]: row for row in rows if (row["side"], row["dtype"], row["graphs"]) == way}
-        figures = [
-            ""
-            if part not in own
-            else "out of memory"
-            if own[part]["seconds"] is None
-            else f"{own[part]['seconds']:.3f}"
-            for part in parts
-        ]
+        own = {row["part"]: row for row in rows if _way(row) == way}
         peak = max(row["peak_gb"] or 0.0 for row in own.values())
-        lines.append(f"| {way[0]} | {way[1]} | {way[2]} | " + " | ".join(figures) + f" | {peak:.2f} |")
+        figures = [*way, *(_figure(own.get(part)) for part in parts), f"{peak:.2f}"]
+        lines.append(f"| {' | '.join(figures)} |")
     return "\n".join(lines)
+
+
+def _way(row: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(str(row[what]) for what in ("side", "dtype", "graphs", "attention"))
 
 
 def _figure(row: dict[str, Any] | None) -> str:
@@ -197,9 +226,11 @@ def main() -> None:
     parser.add_argument("--side", type=int, nargs="+", default=[512, 1024, 2048, 4096] if cuda else [512])
     parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16", "float16"] if cuda else ["float32"])
     parser.add_argument("--graphs", nargs="+", default=["eager", "compiled"] if cuda else ["eager"])
+    parser.add_argument("--attention", nargs="+", default=["auto"], choices=BACKENDS)
+    parser.add_argument("--check", action="store_true", help="Decode the symbols on the CPU, too, and compare.")
     parser.add_argument("--size", default="official", help="official, or a JSON file with the backbones' sizes.")
     parser.add_argument("--device", default="cuda" if cuda else "cpu")
-    parser.add_argument("--batch", type=int, nargs="*", default=[], help="Windows in one pass, measured beside one.")
+    parser.add_argument("--batch", type=int, nargs="*", default=[], help="Windows (or tiles) in one pass, beside one.")
     parser.add_argument("--repeat", type=int, default=5 if cuda else 1, help="Goes after the first.")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--decode-only", action="store_true")
@@ -219,22 +250,28 @@ def main() -> None:
     kept: dict[int, Coded] = {}
     for dtype in args.dtype:
         opened = weights(config, args.seed, getattr(torch, dtype))
-        for graphs in args.graphs:
+        host = PaperEntropy(opened.fixed, opened.z, opened.y) if args.check else None
+        for graphs, attention in product(args.graphs, args.attention):
+            os.environ[ATTENTION_VARIABLE] = attention
+            torch._dynamo.reset()  # a graph has the kernel inside that was chosen when it was made
             info = ModelInfo(f"{MODEL}:seeded", json.loads(config.to_json()), "0" * 64, "none", ENCODE_HALO)
             codec = PaperCodec(info, opened, args.device, getattr(torch, dtype))
             if graphs == "compiled":
                 codec.compile()
             for side in args.side:
-                print(f"{side} px, {dtype}, {graphs}", flush=True)
-                base = {"side": side, "dtype": dtype, "graphs": graphs, "device": kind, "threads": args.threads}
-                meter = Meter(device, args.repeat, base, rows)
-                encode = not args.decode_only and graphs == "eager"
-                pixels = measure(codec, side, meter, args.batch, kept, encode=encode, whole=not args.parts_only)
+                print(f"{side} px, {dtype}, {graphs}, attention {attention}", flush=True)
+                base = {"side": side, "dtype": dtype, "graphs": graphs, "attention": attention}
+                meter = Meter(device, args.repeat, base | {"device": kind, "threads": args.threads}, rows)
+                first = (graphs, attention) == (args.graphs[0], args.attention[0])
+                pixels = measure(
+                    codec, side, meter, args.batch, kept,
+                    encode=first and not args.decode_only, whole=not args.parts_only, host=host if first else None,
+                )  # fmt: skip
                 if pixels is None:
                     continue
                 before = shown.setdefault((side, dtype), pixels)
                 if before is not pixels and before.shape == pixels.shape:
-                    print(f"  largest difference from eager {np.abs(before - pixels).max():.2g}", flush=True)
+                    print(f"  largest difference from the first way {np.abs(before - pixels).max():.2g}", flush=True)
             del codec
             if device.type == "cuda":
                 torch.cuda.empty_cache()

@@ -82,10 +82,10 @@ def _differ(networks: object, z: np.ndarray, y: torch.Tensor, indexes: np.ndarra
 
     def code(number: int, means: np.ndarray, found: np.ndarray) -> np.ndarray:
         seen.append(found.ravel())
-        plane = gather_plane(y.double(), masks[number])[0].numpy()
+        plane = gather_plane(y.double(), masks[number]).numpy()
         return np.floor(plane - means / 64 + 0.5).astype(np.int32)
 
-    fixed.walk(networks, z, code)  # type: ignore[arg-type]
+    fixed.walk(networks, z[None], code)  # type: ignore[arg-type]
     return float(np.mean(np.concatenate(seen) != indexes))
 
 

@@ -26,7 +26,8 @@ from torch.utils._pytree import tree_leaves
 from ditic_stream.models.paper import backbones
 from ditic_stream.models.paper.config import OFFICIAL, PaperConfig
 from ditic_stream.models.paper.entropy import Decoded
-from ditic_stream.models.paper.lean import PixelDecoder, make_lean
+from ditic_stream.models.paper.lean import PixelDecoder
+from ditic_stream.models.paper.lean_encoder import split_analysis
 from ditic_stream.models.paper.network import PaperNetwork
 
 META = torch.device("meta")
@@ -120,7 +121,7 @@ def main() -> None:
         weights = sum(p.numel() * p.element_size() for p in network.parameters()) / 1e9
         with META:
             stock = nn.Module.to(backbones.autoencoder(OFFICIAL).requires_grad_(False), dtype)
-        make_lean(network.vae.encoder)  # type: ignore[arg-type]
+        split_analysis(network.vae, OFFICIAL.vae, network.aux_codec)
         split = PixelDecoder(network.vae.decoder, OFFICIAL.vae, tail_cells=args.tail_cells)  # type: ignore[arg-type]
         for side in args.side:
             cells = side // 64

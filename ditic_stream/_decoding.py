@@ -168,9 +168,10 @@ def _rendered(
     slots, spool = executor.shared(), executor.shared(folder=scratch)
     slots.resize(in_flight * slot_bytes)
     free, empty = list(range(in_flight)), set[TileKey]()
-    together = max(min(FAR_TOGETHER, len(rows) * len(cols) // (2 * executor.workers)), 1)
-    if not isinstance(archive.path, Uri):
-        together = 1
+    most = FAR_TOGETHER if isinstance(archive.path, Uri) else 1
+    if device != "cpu":
+        most = max(most, family_of(archive.manifest.model.name).together)
+    together = max(min(most, len(rows) * len(cols) // (2 * executor.workers)), 1)
     task = Rendering(
         archive=archive.path,
         device=device,

@@ -34,7 +34,8 @@ from ditic_stream.models.paper import checkpoint, compiled
 from ditic_stream.models.paper.config import CODED, MODEL
 from ditic_stream.models.paper.entropy import Decoded
 from ditic_stream.models.paper.fixed import SCALE_BITS, VALUE_BITS
-from ditic_stream.models.paper.lean import PixelDecoder, make_lean
+from ditic_stream.models.paper.lean import PixelDecoder
+from ditic_stream.models.paper.lean_encoder import split_analysis
 from ditic_stream.models.paper.network import PaperNetwork
 from ditic_stream.models.paper.weights_file import Checkpoint
 
@@ -87,7 +88,7 @@ class PaperCodec:
         network = PaperNetwork.of(opened.config, opened.tensors, dtype, precise=("codec", "aux_codec"))
         network.drop_entropy_networks()
         self.network = network.to(self.device)
-        make_lean(self.network.vae.encoder)  # type: ignore[arg-type]
+        split_analysis(self.network.vae, opened.config.vae, self.network.aux_codec)
         # Two threads may use a codec, and then one decodes symbols while the other renders: on a GPU in a queue of its
         # own, since the wait for a pass must not be one for a window.  Windows are rendered one by one, as memory is
         # dear.
@@ -131,15 +132,16 @@ class PaperCodec:
 
     def decode_symbols(self, record: Record, groups: int, height: int, width: int, q: int) -> Cells:
         """As codec.TileCodec says: values in 64ths of a step, scales in 128ths, both int16."""
-        coded = Coded(record.lanes_log2, record.words, record.escapes, record.coded, record.symbols_crc)
-        with torch.cuda.stream(self._queue) if self._queue is not None else nullcontext():
-            return self.entropy.pull(coded, groups, height, width)
+        return self.decode_many([record], groups, height, width, q)[0]
 
     def decode_many(
         self, records: Sequence[Record], groups: int, height: int, width: int, q: int, *, coarse: bool = False
     ) -> list[Cells]:
-        """One by one: the networks are what takes the time.  All channels, whatever `coarse` says."""
-        return [self.decode_symbols(record, groups, height, width, q) for record in records]
+        """As codec.TileCodec says, in lockstep: the integer networks see several tiles in one go, which changes no bit.
+        All channels, whatever `coarse` says."""
+        coded = [Coded(one.lanes_log2, one.words, one.escapes, one.coded, one.symbols_crc) for one in records]
+        with torch.cuda.stream(self._queue) if self._queue is not None else nullcontext():
+            return self.entropy.pull_many(coded, groups, height, width)
 
     def coarse_gain(self, q: int) -> NDArray[np.float32]:
         """This model has no coarse channels."""

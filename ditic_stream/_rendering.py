@@ -50,7 +50,7 @@ DAMAGE = (FormatError, MissingTileError, DesyncError)
 @dataclass(frozen=True, slots=True)
 class DecodeTile:
     """Read a tile's record, decode its symbols, put the latents into the spool.  count: the same for so many tiles of
-    its row, from it on; of an archive that is far away their records come together."""
+    its row, from it on, in lockstep; of an archive that is far away their records come together."""
 
     key: TileKey
     count: int = 1
@@ -186,10 +186,12 @@ class Rendering:
                     if job.count > 1:
                         archive.fetch(job.keys)
                     found = []
-                    for key in job.keys:
-                        latent, decoded = decode_tile(archive, codec, key, fill=self.fill)
-                        spool.put(key, latent)
-                        found.append(decoded)
+                    tiles = decode_tiles(archive, codec, job.keys, fill=self.fill)
+                    for key, tile in zip(job.keys, tiles, strict=True):
+                        if isinstance(tile, Exception):
+                            raise tile
+                        spool.put(key, tile[0])
+                        found.append(tile[1])
                     return found
                 if isinstance(job, RenderWindow) and not job.blank:
                     note(job.key)

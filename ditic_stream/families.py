@@ -31,6 +31,9 @@ class Family:
     """Its weights lie in the model folder, not in the package."""
     at_once: int | None = None
     """Windows and workers at once unless a user asks for more; None: as many as there are cores."""
+    together: int = 1
+    """Tiles of a row whose symbols another device than the CPU decodes in lockstep: each step of the integer networks
+    costs a launch, however many tiles it is for.  On a CPU each takes its time."""
     half: bool = False
     """Computes in bfloat16 on a GPU, and in what $DITIC_DTYPE says on any device."""
 
@@ -57,6 +60,7 @@ FAMILIES = {
         one_rate=True,
         imported=True,
         at_once=1,
+        together=4,
         half=True,
     )
 }

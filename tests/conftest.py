@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -90,3 +91,21 @@ def deep(tmp_path_factory: pytest.TempPathFactory, ditic: Command) -> Path:
     done = ditic("compress", folder / "deep.tif", "--model", "tiny", "--tile", "256", "--overlap", "32", "-q")
     assert done.code == 0, done.err
     return folder / "deep.ditic"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A model folder with one set of seeded weights, ditic-0.6b:q3; emptied at the end, for it has half a gigabyte."""
+    pytest.importorskip("diffusers", reason="the extra `paper` is not installed")
+    from paper_weights import import_reduced
+
+    from ditic_stream import _paper_codec
+    from ditic_stream.models import folder
+
+    root = tmp_path_factory.mktemp("models")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(folder.VARIABLE, str(root))
+        import_reduced(root)
+        yield root
+    _paper_codec._loaded.cache_clear()
+    shutil.rmtree(root, ignore_errors=True)

@@ -22,14 +22,19 @@ def test_every_part_is_timed_there_and_back_and_written_as_a_table_and_json(
     config.write_text(reduced().to_json())
     monkeypatch.setattr(torch, "compile", lambda plain, **_: plain)  # the real one takes a minute a graph
     options = ["--size", str(config), "--side", "256", "--repeat", "0", "--device", "cpu", "--dtype", "float32"]
-    monkeypatch.setattr(sys, "argv", ["full_size", *options, "--graphs", "eager", "compiled", "--json", str(out)])
+    options += ["--graphs", "eager", "compiled", "--batch", "2", "--check", "--json", str(out)]
+    monkeypatch.setattr(sys, "argv", ["full_size", *options])
+    monkeypatch.setenv("DITIC_ATTENTION", "")  # the benchmark sets it
+    monkeypatch.syspath_prepend(Path(__file__).parents[1])
     before, full_size = torch.get_num_threads(), import_module("benchmarks.full_size")
     full_size.main()
     torch.set_num_threads(before)
     rows = json.loads(out.read_text())
     eager, compiled = ({row["part"] for row in rows if row["graphs"] == way} for way in ("eager", "compiled"))
-    assert eager == {*full_size.ENCODE, *full_size.DECODE, "encode, all", "render, all"}
-    assert compiled == {*full_size.DECODE, "render, all"}
+    more = {"render, all", "entropy decode, 2 tiles", "SANA, 2 windows", "DC-AE decoder, 2 windows"}
+    assert eager == {*full_size.ENCODE, *full_size.DECODE, *more, "encode, all"}
+    assert compiled == {*full_size.DECODE, *more}
     assert all(row["seconds"] >= 0 and row["peak_gb"] > 0.3 for row in rows)
     shown = capsys.readouterr().out
-    assert "largest difference from eager 0\n" in shown and "| 256 | float32 | compiled |" in shown
+    assert "largest difference from the first way 0\n" in shown and "| 256 | float32 | compiled | auto |" in shown
+    assert "symbols, values and scales: as on the CPU" in shown and "DC-AE decoder, 2 windows: " in shown

@@ -55,8 +55,8 @@ def test_broken_xformers_is_said_once_and_passed_over(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setitem(sys.modules, "xformers.ops", None)  # what an import of a missing module meets
-    layers._xformers.cache_clear()
+    layers.xformers_kernel.cache_clear()
     with caplog.at_level(logging.INFO, "ditic_stream"):
-        assert layers._xformers() is None and layers._xformers() is None
-    layers._xformers.cache_clear()
+        assert layers.xformers_kernel() is None and layers.xformers_kernel() is None
+    layers.xformers_kernel.cache_clear()
     assert sum("xformers" in message for message in caplog.messages) == 1

@@ -7,6 +7,9 @@ import json
 import os
 import pickle
 import shutil
+import signal
+import subprocess
+import sys
 import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -381,6 +384,23 @@ def test_an_import_that_fails_half_way_leaves_what_was_there(models_folder: Path
         keep()
     keep(b"other", overwrite=True)
     assert folder.find("one:a")[1].size == 5  # type: ignore[index]
+
+
+def test_what_a_killed_import_left_is_swept_by_the_next_and_what_another_writes_is_not(models_folder: Path) -> None:
+    script = (
+        "import os, signal; from ditic_stream.models import folder; one = folder.Incoming('one:a'); "
+        "one.write(b'half'); one.flush(); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], check=False)
+    assert done.returncode == -signal.SIGKILL
+    left = next((models_folder / "one").glob(".a.safetensors.*.partial"))
+    assert left.read_bytes() == b"half" and folder.find("one:a") is None
+    with folder.Incoming("one:a") as other:
+        other.partial = other.partial.rename(other.partial.with_name(".a.safetensors.7.partial"))
+        assert not left.exists()
+        keep()
+        assert other.partial.exists()
+    assert sorted(one.name for one in (models_folder / "one").iterdir()) == ["a.json", "a.safetensors"]
 
 
 def test_damaged_weights_are_named_by_list_and_not_exported(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,11 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from paper_weights import import_reduced
 from pictures import landscape, write_scene
 
 import ditic_stream
-from ditic_stream import _paper_codec, codec
+from ditic_stream import _paper_entropy, codec
 from ditic_stream._layout import Layout
 from ditic_stream._paper_codec import PaperCodec
 from ditic_stream._paper_entropy import PaperEntropy
@@ -35,20 +32,8 @@ from ditic_stream.rans import encode
 from ditic_stream.regions import open_scene
 from ditic_stream.summary import lines, summary
 
-pytest.importorskip("diffusers", reason="the extra `paper` is not installed")
+pytestmark = pytest.mark.usefixtures("models")
 NAME = "ditic-0.6b:q3"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A model folder with one set of seeded weights; emptied at the end, for it has half a gigabyte."""
-    root = tmp_path_factory.mktemp("models")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(folder.VARIABLE, str(root))
-        import_reduced(root)
-        yield root
-    _paper_codec._loaded.cache_clear()
-    shutil.rmtree(root, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +135,25 @@ def test_fixed_point_costs_no_rate_to_speak_of(paper: PaperCodec, network: Paper
     here = paper.entropy.pull(coded, 1, 4, 4).values[0] / 64
     errors = [float(np.std(one - y[0].numpy())) for one in (latent[0].numpy(), here)]
     assert errors[1] == pytest.approx(errors[0], rel=0.01)
+
+
+@pytest.mark.parametrize("groups", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_tiles_decoded_together_are_those_decoded_alone_and_so_are_groups(
+    groups: int, paper: PaperCodec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random, coded = np.random.default_rng(8), []
+    for spread in (0.1, 20.0):  # of no symbols to speak of, and beyond what tables hold
+        z = [random.integers(-3, 4, (160, 1, 1)).astype(np.int32) for _ in range(groups)]
+        y = [random.normal(0, spread, (320, 4, 4)).astype(np.float32) for _ in range(groups)]
+        coded.append(paper.entropy.push(z, y))
+    together = paper.entropy.pull_many(coded, groups, 4, 4)
+    monkeypatch.setattr(_paper_entropy, "CELLS_TOGETHER", 16)  # tile by tile, group by group
+    assert groups == 1 or paper.entropy.push(z, y) == coded[-1]
+    alone = paper.entropy.pull_many(coded, groups, 4, 4)
+    for one, other in zip(together, alone, strict=True):
+        assert np.array_equal(one.values, other.values) and np.array_equal(one.scales, other.scales)
+    with pytest.raises(DesyncError, match="are due where the record says"):
+        paper.entropy.pull_many([coded[0], replace(coded[1], coded=1)], groups, 4, 4)
 
 
 def test_a_device_that_computes_otherwise_is_refused(opened: checkpoint.Checkpoint) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
+import sys
 from functools import partial
 from importlib import import_module
 from itertools import pairwise
@@ -15,8 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ditic_stream.errors import ConfigError
 from ditic_stream.models import layers
-from ditic_stream.models.paper import backbones, lean, seeded
+from ditic_stream.models.paper import backbones, lean, lean_encoder, seeded
 from ditic_stream.models.paper.config import OFFICIAL, PaperConfig
+from ditic_stream.models.paper.elic import ElicAnalysis
 from ditic_stream.models.paper.lean import PixelDecoder, StripNorm, in_strips, local_stages, parts, reach_cells
 from ditic_stream.models.paper.lut import HIGH, LOW, _exact, look_up_table
 
@@ -88,6 +92,36 @@ def test_the_lean_decoder_and_encoder_are_the_stock_ones(config: PaperConfig) ->
     # float32 sums in another order, through some sixty layers
     torch.testing.assert_close(found, expected, atol=2e-4, rtol=0)
     torch.testing.assert_close(stock.encode(picture).latent, expected_latent, atol=2e-3, rtol=0)
+
+
+def test_the_released_encoder_reaches_five_cells() -> None:
+    assert local_stages(OFFICIAL.vae, "encoder") == 3
+    assert lean_encoder.reach_cells(OFFICIAL.vae, 3) == 5
+
+
+@pytest.mark.parametrize("halo", [None, 3])
+@torch.inference_mode()
+def test_encoding_in_tiles_with_their_halo_equals_the_whole(config: PaperConfig, halo: int | None) -> None:
+    pixels = torch.rand(1, 3, 192, 160, generator=torch.Generator().manual_seed(5), dtype=torch.float64) * 2 - 1
+    vae = autoencoder(config).double()
+    stock = vae.encode(pixels).latent
+    whole = lean_encoder.PixelEncoder(vae.encoder, config.vae)(pixels)
+    assert float((whole - stock).abs().max()) < 1e-4, "the stock attention computes in float32"
+    tiled = lean_encoder.PixelEncoder(vae.encoder, config.vae, head_cells=8, halo=halo, strip_elements=20000)(pixels)
+    off = float((tiled - whole).abs().max())
+    assert off < 1e-12 if halo is None else off > 1e-6
+
+
+@pytest.mark.parametrize(("halo", "exact"), [(lean_encoder.ELIC_REACH, True), (lean_encoder.ELIC_REACH - 1, False)])
+@torch.inference_mode()
+def test_the_elic_analysis_in_tiles_equals_the_whole(halo: int, exact: bool) -> None:
+    with torch.device("meta"):
+        names = {name: tuple(tensor.shape) for name, tensor in ElicAnalysis().state_dict().items()}
+    elic = ElicAnalysis().double()
+    elic.load_state_dict({name: seeded.seeded_tensor(f"aux_codec.{name}", shape) for name, shape in names.items()})
+    pixels = torch.rand(1, 3, 32, 640, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+    tiled = lean_encoder.in_tiles(elic, pixels, down=lean_encoder.ELIC_DOWN, cells=20, halo=halo)
+    assert (float((tiled - elic(pixels)).abs().max()) < 1e-12) == exact
 
 
 def test_a_decoder_with_attention_at_the_pixels_is_not_split() -> None:
@@ -217,7 +251,7 @@ class Kernels:
 @pytest.fixture
 def kernels(monkeypatch: pytest.MonkeyPatch) -> Kernels:
     found = Kernels()
-    monkeypatch.setattr(layers, "_xformers", lambda: found)
+    monkeypatch.setattr(layers, "xformers_kernel", lambda: found.memory_efficient_attention)
     layers._say_once.cache_clear()
     return found
 
@@ -250,6 +284,57 @@ def test_a_kernel_that_fails_falls_back_with_one_line_of_log(
         for _ in range(3):
             assert torch.equal(layers.attention(q, k, v, backend="xformers"), layers.attention(q, k, v))
     assert len(caplog.messages) == 1 and "No operator found" in caplog.messages[0] and "and so on" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("module", "reason"),
+    [
+        ("raise RuntimeError('built for another torch')", "absent or broken: built for another torch"),
+        ("import nothing_of_that_name", "absent or broken: No module named 'nothing_of_that_name'"),
+        ("", "absent or broken: module 'xformers.ops' has no attribute 'memory_efficient_attention'"),
+        ("def memory_efficient_attention(q, k): ...", "TypeError: memory_efficient_attention() got an unexpected"),
+    ],
+)
+def test_a_broken_xformers_falls_back_with_one_line_of_log(
+    module: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "xformers").mkdir()
+    (tmp_path / "xformers" / "__init__.py").touch()
+    (tmp_path / "xformers" / "ops.py").write_text(module)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("xformers", "xformers.ops"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    layers.xformers_kernel.cache_clear()
+    layers._say_once.cache_clear()
+    q, k, v = (torch.randn(1, 4, 2, 8) for _ in range(3))
+    try:
+        with caplog.at_level(logging.INFO, "ditic_stream"):
+            for _ in range(3):
+                assert torch.equal(layers.attention(q, k, v, backend="xformers"), layers.attention(q, k, v))
+    finally:
+        layers.xformers_kernel.cache_clear()
+        for name in ("xformers", "xformers.ops"):
+            sys.modules.pop(name, None)
+    assert len(caplog.messages) == 1 and reason in caplog.messages[0]
+
+
+def test_a_broken_xformers_that_is_installed_does_not_keep_diffusers_from_its_networks(tmp_path: Path) -> None:
+    """In a process of its own: diffusers looks for xformers once, as it is loaded."""
+    (tmp_path / "xformers").mkdir()
+    (tmp_path / "xformers" / "__init__.py").write_text("raise RuntimeError('built for another torch')")
+    (tmp_path / "xformers-0.0.35.dist-info").mkdir()
+    (tmp_path / "xformers-0.0.35.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: xformers\nVersion: 0.0.35\n"
+    )
+    script = (
+        "import sys; from paper_weights import reduced; from ditic_stream.models.paper import backbones; "
+        "print(type(backbones.transformer(reduced())).__name__, 'xformers' in sys.modules)"
+    )
+    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
+    )
+    assert done.stdout == "SanaTransformer2DModel False\n", done.stderr
 
 
 @pytest.mark.gpu

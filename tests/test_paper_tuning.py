@@ -6,7 +6,6 @@ import builtins
 import json
 import math
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,12 @@ import numpy as np
 import pytest
 import torch
 from critics import write_features
-from paper_weights import import_reduced, reduced
+from paper_weights import reduced
 from pictures import landscape, write_scene
 from torch import nn
 from typer.testing import CliRunner
 
 import ditic_stream
-from ditic_stream import _paper_codec
 from ditic_stream.cli import app
 from ditic_stream.errors import CheckpointError, ConfigError, WeightsError
 from ditic_stream.models import folder
@@ -33,6 +31,7 @@ from ditic_stream.training.paper import adapters, rate
 from ditic_stream.training.paper.config import TuneConfig
 from ditic_stream.training.paper.objective import show
 from ditic_stream.training.paper.run import Tuner, trainable
+from ditic_stream.training.train import TrainConfig
 
 NAME, TUNED = "ditic-0.6b:q3", "ditic-0.6b:mine"
 
@@ -193,6 +192,15 @@ def test_options_that_do_not_go_together_are_refused(options: list[str], message
     assert message in str(result.exception)
 
 
+def test_a_seed_is_bounded_at_the_command_and_in_the_settings(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["train", str(tmp_path), "--model", NAME, "--seed", str(2**31)])
+    assert result.exit_code == 2 and "2147483648 is not in the range 0<=x<=2147483647" in result.output
+    for kind, settings in ((TuneConfig, {"start": NAME}), (TrainConfig, {})):
+        with pytest.raises(ConfigError, match="seed 2147483648 is outside"):
+            kind(data=(), out="", seed=2**31, **settings)
+    torch.Generator().manual_seed((2**31 - 1) * 2**32 + 2**32 - 1)  # the largest a step makes of it
+
+
 def test_the_weight_of_rate_follows_the_released_set() -> None:
     config = TuneConfig(data=(), out="", start=NAME)
     assert config.weight == 0.6 and replace(config, rate_weight=1.5).weight == 1.5
@@ -202,21 +210,8 @@ def test_the_weight_of_rate_follows_the_released_set() -> None:
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A model folder with one set of seeded weights; emptied at the end."""
-    pytest.importorskip("diffusers", reason="the extra `paper` is not installed")
-    pytest.importorskip("peft", reason="the extra `finetune` is not installed")
-    root = tmp_path_factory.mktemp("models")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(folder.VARIABLE, str(root))
-        import_reduced(root)
-        yield root
-    _paper_codec._loaded.cache_clear()
-    shutil.rmtree(root, ignore_errors=True)
-
-
-@pytest.fixture(scope="module")
 def settings(models: Path) -> TuneConfig:
+    pytest.importorskip("peft", reason="the extra `finetune` is not installed")
     pictures = models / "pictures"
     pictures.mkdir()
     for number in range(3):

@@ -12,6 +12,7 @@ and `unpack` reads it back where there is no network.  Loads no torch: names, by
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -195,7 +196,8 @@ class Incoming:
         self.partial = self.path.with_name(f".{self.path.name}.{os.getpid()}{PARTIAL}")
         with _storing(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file: IO[bytes] = open(self.partial, "wb")  # noqa: SIM115  (closed by __exit__)
+            self._sweep()
+            self._file: IO[bytes] = self._begin()
 
     def __enter__(self) -> Incoming:
         return self
@@ -203,6 +205,23 @@ class Incoming:
     def __exit__(self, *error: object) -> None:
         self._file.close()
         self.partial.unlink(missing_ok=True)
+
+    def _begin(self) -> IO[bytes]:
+        """The partial file, locked: so `_sweep` of others knows it from one whose process was killed."""
+        while True:
+            file = open(self.partial, "wb")  # noqa: SIM115  (closed by __exit__)
+            with contextlib.suppress(OSError):  # a file system without locks has no sweeps either
+                fcntl.flock(file, fcntl.LOCK_SH)
+            if self.partial.exists():  # no sweep came between
+                return file
+            file.close()
+
+    def _sweep(self) -> None:
+        """Take away what imports of this name left that were killed: the kernel dropped their locks."""
+        for left in self.path.parent.glob(f".{self.path.name}.*{PARTIAL}"):
+            with contextlib.suppress(OSError), open(left, "rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                left.unlink()
 
     def write(self, data: bytes | memoryview) -> None:
         """Append bytes."""
@@ -223,7 +242,7 @@ class Incoming:
 
     def keep(self, record: Record) -> Path:
         """Put weights and record in their place, the record last."""
-        beside = self.partial.with_suffix(".record" + PARTIAL)
+        beside = self.path.with_name(f".{self.path.stem}.json.{os.getpid()}{PARTIAL}")
         with _storing(self.path):
             self._file.flush()
             os.fsync(self._file.fileno())

@@ -14,6 +14,7 @@ import logging
 import math
 import os
 from functools import cache
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -122,31 +123,31 @@ def attention(
 
 def _by_xformers(q_BLND: Tensor, k_BLND: Tensor, v_BLND: Tensor, mask: Tensor | None) -> Tensor | None:
     """Attention by xformers, or None where it is of no use here."""
-    ops = _xformers()
-    if ops is None:
+    kernel = xformers_kernel()
+    if kernel is None:
         return None
     bias = None
     if mask is not None:
         bias = torch.zeros(mask.shape, dtype=q_BLND.dtype, device=q_BLND.device).masked_fill(~mask, -math.inf)
         bias = bias.expand(q_BLND.shape[0], q_BLND.shape[2], q_BLND.shape[1], k_BLND.shape[1])
     try:
-        return ops.memory_efficient_attention(q_BLND, k_BLND, v_BLND, attn_bias=bias)
+        out: Tensor = kernel(q_BLND, k_BLND, v_BLND, attn_bias=bias)
+        return out
     except torch.OutOfMemoryError:
         raise
-    except (NotImplementedError, ValueError, RuntimeError) as error:  # no operator for this device, type or bias
+    except Exception as error:  # no operator for this device, type or bias; or a build that does not fit torch's
         _say_once(type(error).__name__, str(error).strip().partition("\n")[0])
         return None
 
 
 @cache
-def _xformers() -> Any:
-    """The xformers kernels, or None where they are absent or broken (said once)."""
+def xformers_kernel() -> Any:
+    """The kernel of xformers, or None where it is absent or broken (said once)."""
     try:
-        import xformers.ops as ops  # type: ignore[import-not-found, unused-ignore]
-    except (ImportError, OSError) as error:
-        _say_once("absent or broken", str(error))
+        return import_module("xformers.ops").memory_efficient_attention
+    except Exception as error:  # a build for another torch, or for other libraries, raises whatever they do
+        _say_once("absent or broken", str(error).strip().partition("\n")[0])
         return None
-    return ops
 
 
 @cache

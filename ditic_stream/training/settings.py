@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields
 from ditic_stream.errors import ConfigError
 from ditic_stream.models.config import PRESETS, ModelConfig
 from ditic_stream.models.weights import LICENCE_LENGTH, NOT_STATED
+from ditic_stream.training import SEED_MAX
 from ditic_stream.training.data import USUAL, Mix
 from ditic_stream.training.objective import Terms
 from ditic_stream.training.scenes import MEMORY
@@ -109,6 +110,8 @@ class TrainConfig:
                 f"licence {self.licence[:80]!r} is no line of 1 to {LICENCE_LENGTH} characters; a name such as "
                 "CC-BY-4.0, or the holder's, will do"
             )
+        if not 0 <= self.seed <= SEED_MAX:
+            raise ConfigError(f"seed {self.seed} is outside 0..{SEED_MAX}; choose one within")
         if self.batch % self.threads or self.threads < 1:
             raise ConfigError(f"batch {self.batch} is not a multiple of {self.threads} threads; choose one that is")
 

@@ -11,6 +11,7 @@ import typer
 from ditic_stream import console
 from ditic_stream.errors import ConfigError
 from ditic_stream.families import FAMILIES, family_of
+from ditic_stream.training import SEED_MAX
 from ditic_stream.verbs.options import Device, Json, Quiet
 
 
@@ -72,7 +73,7 @@ def train(
     memory: Annotated[float, typer.Option(min=0, help="Gigabytes of pictures to hold; of more, a draw.")] = 4.0,
     precision: Annotated[str, typer.Option(help="auto, bfloat16 or float32.")] = "auto",
     report: Annotated[float, typer.Option(min=1, help="Seconds between checkpoints and reports.")] = 120.0,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of crops and weights.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=SEED_MAX, help="Seed of crops and weights.")] = 0,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:

@@ -9,7 +9,11 @@ own door (`layers.attention`), and that method chooses its kernel.
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -22,12 +26,32 @@ from ditic_stream.models.paper.config import PaperConfig
 
 def _class(name: str) -> Any:
     try:
-        import diffusers
-    except ImportError as error:
+        with _broken_xformers_hidden():
+            import diffusers
+
+            return getattr(diffusers, name)
+    except (ImportError, RuntimeError) as error:  # it translates what fails in a part of it
         raise ConfigError(
             f"ditic-0.6b needs diffusers, which is not usable here ({error}); pip install 'ditic-stream[paper]'"
         ) from error
-    return getattr(diffusers, name)
+
+
+@contextmanager
+def _broken_xformers_hidden() -> Iterator[None]:
+    """diffusers imports xformers where it is installed, and fails where that does.  Here xformers is the business of
+    `layers.attention` alone, so one that is broken does not show meanwhile."""
+    name = "xformers"
+    if find_spec(name) is None or layers.xformers_kernel() is not None:
+        yield
+        return
+    kept = sys.modules.get(name)
+    sys.modules[name] = None  # type: ignore[assignment]  # as if there were none
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+        if kept is not None:
+            sys.modules[name] = kept
 
 
 def _build(name: str, settings: dict[str, Any]) -> nn.Module:

@@ -5,7 +5,8 @@ int16.  An integer n of exponent e means n / 2^e.
 
 Activations are 16-bit integers with one exponent a map, weights 12-bit integers with an exponent an output channel.
 They are held and multiplied as float64, where every sum here stays below 2^52 and is exact: so neither the order of a
-sum, nor the kernel, the number of threads, the batch or the device can change a bit.  Convolutions are unfolded
+sum, nor the kernel, the number of threads, the batch or the device can change a bit: tiles of one size go through
+together, and each weight is made a float64 once for all of them.  Convolutions are unfolded
 into matrix products, those of one channel each into nine shifted products: kernels that multiply and add and do
 nothing else.  A layer ends in one requantiser,
 
@@ -45,13 +46,13 @@ PREFIX = "fixed."
 Int32 = NDArray[np.int32]
 UInt8 = NDArray[np.uint8]
 Code = Callable[[int, NDArray[np.float64], UInt8], Int32]
-"""A pass: its number, the means (exponent VALUE_BITS, integers) and table indexes of its plane, both (80, h, w) -> the
-symbols."""
+"""A pass: its number, the means (exponent VALUE_BITS, integers) and table indexes of its planes, both (B, 80, h, w) ->
+the symbols."""
 
 
 @dataclass(frozen=True, slots=True)
 class Map:
-    """Activations: integers held in float64 (1, channels, rows, columns), and their exponent."""
+    """Activations: integers held in float64 (B, channels, rows, columns), and their exponent."""
 
     data: Tensor
     exponent: int
@@ -70,7 +71,7 @@ class Layer:
 
 
 def convolve(x: Tensor, weight: Tensor) -> Tensor:
-    """Sums of products of integers in float64, zero-padded by kernel // 2: (1, in, h, w) -> (1, out, h, w)."""
+    """Sums of products of integers in float64, zero-padded by kernel // 2: (B, in, h, w) -> (B, out, h, w)."""
     size, wide = weight.shape[2], weight.to(x.device, torch.float64)
     height, width = x.shape[2:]
     if weight.shape[1] == 1 and x.shape[1] > 1:
@@ -82,7 +83,7 @@ def convolve(x: Tensor, weight: Tensor) -> Tensor:
                 total += wide[:, 0, row, col, None, None] * padded[:, :, row : row + height, col : col + width]
         return total
     columns = x.flatten(2) if size == 1 else F.unfold(x, size, padding=size // 2)
-    return (wide.flatten(1) @ columns[0])[None].unflatten(2, (height, width))
+    return torch.bmm(wide.flatten(1).expand(len(x), -1, -1), columns).unflatten(2, (height, width))
 
 
 def powers(exponents: Tensor, device: torch.device) -> Tensor:
@@ -181,7 +182,7 @@ def base_of(net: Integers, z: Map) -> Map:
 
 
 def parameters_of_pass(net: Integers, number: int, base: Map) -> tuple[Tensor, Tensor]:
-    """Means (exponent VALUE_BITS) and scales (SCALE_BITS) of every position before a pass, (1, 320, h, w)."""
+    """Means (exponent VALUE_BITS) and scales (SCALE_BITS) of every position before a pass, (B, 320, h, w)."""
     x = chain(net, f"adapter_in.{number}", base)
     for block in range(3):
         x = depth_conv(net, f"g_c.block.{block}", x)
@@ -198,16 +199,16 @@ def refinement(net: Integers, number: int, decoded: Tensor, base: Map) -> Tensor
 
 @torch.inference_mode()
 def walk(net: Integers, z_symbols: Int32, code: Code) -> tuple[NDArray[np.int16], NDArray[np.int16]]:
-    """The four passes, in either direction.
+    """The four passes of some tiles of one size, in either direction.
 
-    z_symbols: int32 (160, h, w), bounded by `z_bound`.  code: called once a pass, in order.
-    Returns the latent (exponent VALUE_BITS) and the raw scale of each element in the pass that sent it (SCALE_BITS),
-    int16, (320, 4h, 4w).
+    z_symbols: int32 (B, 160, h, w), bounded by `z_bound`.  code: called once a pass, in order.
+    Returns the latents (exponent VALUE_BITS) and the raw scale of each element in the pass that sent it (SCALE_BITS),
+    int16, (B, 320, 4h, 4w).
     """
     with torch.autocast(net.device.type, enabled=False):
         exponent = int(net.get("z.exponent"))
         medians = net.get("z.medians").to(net.device, torch.float64)[:, None, None]
-        symbols = torch.from_numpy(z_symbols).to(net.device, torch.float64)[None]
+        symbols = torch.from_numpy(z_symbols).to(net.device, torch.float64)
         base = base_of(net, Map((symbols * 2.0**exponent + medians).clamp_(LOW, HIGH), exponent))
         thresholds = net.get("thresholds").to(net.device, torch.float64)
         masks = cell_masks(base.data.shape[2], base.data.shape[3], net.device)
@@ -216,13 +217,13 @@ def walk(net: Integers, z_symbols: Int32, code: Code) -> tuple[NDArray[np.int16]
             mean, scale = parameters_of_pass(net, number, base)
             plane = gather_plane(mean, mask)
             index = torch.searchsorted(thresholds, gather_plane(scale, mask)).clamp_max_(SCALES - 1)
-            found = code(number, plane[0].cpu().numpy(), index[0].to(torch.uint8).cpu().numpy())
-            sent = torch.from_numpy(found).to(net.device, torch.float64)[None] * 2.0**VALUE_BITS + plane
+            found = code(number, plane.cpu().numpy(), index.to(torch.uint8).cpu().numpy())
+            sent = torch.from_numpy(found).to(net.device, torch.float64) * 2.0**VALUE_BITS + plane
             decoded = scatter_plane(sent.clamp_(LOW, HIGH), mask)
             refined = (decoded + refinement(net, number, decoded, base)).clamp_(LOW, HIGH)
             latent, scales = torch.where(mask, refined, latent), torch.where(mask, scale, scales)
             base = Map(torch.where(mask, refined, base.data), VALUE_BITS)
-    return latent[0].cpu().numpy().astype(np.int16), scales[0].cpu().numpy().astype(np.int16)
+    return latent.cpu().numpy().astype(np.int16), scales.cpu().numpy().astype(np.int16)
 
 
 def z_bound(net: Integers) -> int:
@@ -232,7 +233,7 @@ def z_bound(net: Integers) -> int:
 
 def known_answer(net: Integers) -> int:
     """CRC-32 of all that the networks give for fixed symbols: equal everywhere, or symbols would not be."""
-    z = (np.arange(HYPER, dtype=np.int32) * 7919 % 9 - 4).reshape(HYPER, 1, 1)
+    z = (np.arange(HYPER, dtype=np.int32) * 7919 % 9 - 4).reshape(1, HYPER, 1, 1)
     seen: list[bytes] = []
 
     def fixed(_: int, means: NDArray[np.float64], indexes: UInt8) -> Int32:

@@ -17,8 +17,9 @@ strip by strip.  Stock attention and stock norms copy whole maps to float32.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from itertools import pairwise
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from itertools import chain, pairwise
 from typing import Any
 
 import torch
@@ -80,14 +81,8 @@ class PixelDecoder:
         decoder = self._decoder
         copies = decoder.in_shortcut_repeats if decoder.in_shortcut else 0
         x = decoder.conv_in(x) + x.repeat_interleave(copies, 1) if copies else decoder.conv_in(x)
-        for stage in reversed(decoder.up_blocks[self.local :]):
-            for block in stage:
-                if hasattr(block, "attn"):
-                    x = block.attn(x)
-                    wide = block.conv_out.conv_depth.weight.shape[0]
-                    x = in_strips(block.conv_out, x, halo=1, rows=self._strip // (wide * x.shape[3]))
-                else:
-                    x = block(x)
+        for step in steps(reversed(decoder.up_blocks[self.local :]), self._strip):
+            x = step(x)
         return x
 
     def _tail(self, x: Tensor) -> Tensor:
@@ -98,9 +93,24 @@ class PixelDecoder:
         return decoder.conv_out(decoder.conv_act(x))
 
 
-def local_stages(settings: Mapping[str, Any]) -> int:
-    """How many stages, counted from the pixels, are local; 0 where the split is not possible."""
-    blocks, layers = settings["decoder_block_types"], settings["decoder_layers_per_block"]
+def steps(stages: Iterable[Any], strip_elements: int) -> Iterator[Local]:
+    """What stages do, one after the other, feed-forwards in strips; no map is held that the next step does not need."""
+
+    def forward(part: Any, x: Tensor) -> Tensor:
+        return in_strips(part, x, halo=1, rows=strip_elements // (part.conv_depth.weight.shape[0] * x.shape[3]))
+
+    for block in chain.from_iterable(stages):
+        if hasattr(block, "attn"):
+            yield block.attn
+            yield partial(forward, block.conv_out)
+        else:
+            yield block
+
+
+def local_stages(settings: Mapping[str, Any], side: str = "decoder") -> int:
+    """How many stages of the decoder (or the encoder), counted from the pixels, are local; 0 where the split is not
+    possible."""
+    blocks, layers = settings[f"{side}_block_types"], settings[f"{side}_layers_per_block"]
     local = 0
     while local < len(blocks) - 1 and blocks[local] == "ResBlock" and layers[local] > 0:
         local += 1

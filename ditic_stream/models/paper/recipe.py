@@ -156,7 +156,7 @@ class _Random:
 
     def hyper(self, side: int) -> Int32:
         drawn = [self._draw(table, side * side) for table in self._z]
-        return np.stack(drawn).reshape(HYPER, side, side).clip(-self._bound, self._bound).astype(np.int32)
+        return np.stack(drawn).reshape(1, HYPER, side, side).clip(-self._bound, self._bound).astype(np.int32)
 
     def __call__(self, _: int, means: NDArray[np.float64], indexes: UInt8) -> Int32:
         symbols = np.zeros(means.shape, np.int32)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ditic_stream.errors import ConfigError
 from ditic_stream.models.paper.config import ALIGN, MODEL
+from ditic_stream.training import SEED_MAX
 
 STAGES = ("whole", "adversarial")
 """The paper's two: without a discriminator, and with one, from the weights of the first."""
@@ -62,6 +63,8 @@ class TuneConfig:
             raise ConfigError(f"precision {self.precision!r} is not one of auto, bfloat16, float32; choose one")
         if self.batch < 1 or self.threads < 1 or self.rank < 1:
             raise ConfigError(f"batch {self.batch}, threads {self.threads} and rank {self.rank}: each is at least 1")
+        if not 0 <= self.seed <= SEED_MAX:
+            raise ConfigError(f"seed {self.seed} is outside 0..{SEED_MAX}; choose one within")
         if self.rate_weight < 0 or not 0 < self.rate < 1:
             raise ConfigError(f"rate weight {self.rate_weight} and learning rate {self.rate}: take positive ones")
         if not self.rate_weight and self.start.rpartition(":")[2] not in RATE_WEIGHTS:
