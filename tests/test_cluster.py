@@ -72,7 +72,8 @@ def scene_of(folder: Path) -> tuple[Path, Path, Path]:
     return folder / "scene.tif", folder / "one.ditic", folder / "one.zarr"
 
 
-@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
 def test_any_number_of_actors_gives_the_bytes_of_one_process(
     nodes: Any, fake: None, tmp_path: Path, workers: int
 ) -> None:
