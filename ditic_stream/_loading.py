@@ -201,6 +201,8 @@ class Loader:
         near = list(self.grid.neighbours(key))
         tiles: list[Future[TileCells]] = self._begin_tiles("latents", near)
         left, lock = len(near), threading.Lock()
+        # Futures keep what is to be called when they end, after that too: a tile that stays must not hold the window.
+        held = [(window, tiles)]
 
         def count(_: Future[TileCells]) -> None:
             nonlocal left
@@ -208,6 +210,7 @@ class Loader:
                 left -= 1
                 if left:
                     return
+            window, tiles = held.pop()
             try:
                 found = {one: tile.result() for one, tile in zip(near, tiles, strict=True)}
             except BaseException as error:

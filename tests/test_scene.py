@@ -28,6 +28,7 @@ from rasterio.windows import Window as RasterioWindow
 
 import ditic_stream
 from ditic_stream import compression, regions
+from ditic_stream._loading import Loader
 from ditic_stream.cutout import region
 from ditic_stream.errors import ChecksumError, ConfigError, WindowError
 from ditic_stream.geometry import TileKey, Window
@@ -103,6 +104,28 @@ def test_threads_that_read_at_once_get_the_bits_of_the_whole_whatever_is_kept(
     ):
         assert all(readers.map(lambda one: same(scene, clipped(*one), expected), wanted))
         assert scene._loader.nbytes <= cache
+
+
+def test_a_rendered_window_that_goes_is_gone_though_its_tiles_stay(
+    plain: tuple[Path, np.ndarray, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive, *_ = plain
+    seen: list[weakref.ref[np.ndarray]] = []
+    render = Loader._render
+
+    def watched(self: Loader, *arguments: Any) -> np.ndarray:
+        made = render(self, *arguments)
+        seen.append(weakref.ref(made))
+        return made
+
+    monkeypatch.setattr(Loader, "_render", watched)
+    with ditic_stream.open(archive, cache_bytes=2**20, threads=2) as scene:  # room for the latents, and for one window
+        for _ in range(2):
+            scene.read()
+        gc.collect()
+        assert len(scene._loader._parts._kept) > 1
+        alive = sum(one.nbytes for ref in seen if (one := ref()) is not None)
+        assert len(seen) > 12 and alive == scene._loader._windows.nbytes
 
 
 def test_readers_of_one_place_share_the_work_of_one(
