@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -31,7 +32,7 @@ from ditic_stream.blend import weighted
 from ditic_stream.errors import ConfigError, naming
 from ditic_stream.executors import be_one_thread, cores
 from ditic_stream.families import family_of
-from ditic_stream.geometry import CELL, TileKey
+from ditic_stream.geometry import CELL, TileKey, whole
 from ditic_stream.latents import Cells, assemble
 
 if TYPE_CHECKING:
@@ -78,9 +79,9 @@ class Loader:
         threads: int | None,
         damage: Damage,
     ) -> None:
-        if cache_bytes < 0:
-            raise ConfigError(f"cache_bytes {cache_bytes} is below 0; 0 keeps nothing")
-        if threads is not None and threads < 1:
+        if not isinstance(cache_bytes, Real) or not cache_bytes >= 0:
+            raise ConfigError(f"cache_bytes {cache_bytes!r:.40} is no number of bytes, 0 or more; 0 keeps nothing")
+        if threads is not None and whole(threads, "threads") < 1:
             raise ConfigError(f"{threads} threads cannot read; use 1 or more")
         self.archive, self.grid = archive, archive.grid
         most = family_of(archive.manifest.model.name).at_once or MAX_THREADS
@@ -110,9 +111,11 @@ class Loader:
                 self._codec = codec_of(self.archive.manifest, self._device)
             return self._codec
 
-    def check_process(self) -> None:
-        """ConfigError in a process that was forked since: the threads did not come along, and who waited for them would
-        wait for ever."""
+    def check_open(self) -> None:
+        """ConfigError once it is closed, and in a process that was forked since: the threads did not come along, and
+        who waited for them would wait for ever."""
+        if self._pool is None:
+            raise self._closed()
         if os.getpid() != self._process:
             raise ConfigError(
                 f"{self.archive.path} was opened before this process was forked; open it in this process, or hand the "

@@ -234,7 +234,10 @@ def test_networks_on_another_device_go_when_the_last_scene_closes(plain: tuple[P
 
 
 def test_wrong_arguments_say_what_is_wrong(plain: tuple[Path, np.ndarray, Path]) -> None:
-    for options, words in [({"threads": 0}, "0 threads"), ({"cache_bytes": -1}, "cache_bytes -1")]:
+    for options, words in [
+        ({"threads": 0}, "0 threads"), ({"threads": 1.5}, r"threads is 1\.5"), ({"cache_bytes": -1}, "cache_bytes -1"),
+        ({"cache_bytes": "1GB"}, "cache_bytes '1GB'"), ({"cache_bytes": float("nan")}, "cache_bytes nan"),
+    ]:  # fmt: skip
         with pytest.raises(ConfigError, match=words):
             ditic_stream.open(plain[0], **options)
     with ditic_stream.open(plain[0]) as scene:
@@ -254,6 +257,8 @@ def test_wrong_arguments_say_what_is_wrong(plain: tuple[Path, np.ndarray, Path])
             ({"out_shape": (5.5, 5)}, "is no pair"),
             ({"bbox": (0, 0, 1)}, "is not four numbers"),
             ({"bbox": (-float("inf"), 0, 1, 1)}, "is not four numbers"),
+            ({"bbox": ("a", 0, 1, 1)}, "is not four numbers"),
+            ({"bbox": 5}, "is not four numbers"),
             ({"window": (0, 0, 10, 10)}, "no window of whole pixels"),
         ]:
             with pytest.raises(ConfigError, match=words):
@@ -434,6 +439,23 @@ def test_what_tiles_a_read_needs_is_said_before_they_are_read(
         assert asked == [[TileKey(0, 0), TileKey(0, 1), TileKey(1, 0), TileKey(1, 1)]]
         scene.read(Window(row=10, col=300, height=5, width=5))
         assert asked[1] == [TileKey(0, 2), TileKey(1, 2)]  # the others are kept
+
+
+def test_a_region_that_cannot_be_is_refused_with_a_reason(plain: tuple[Path, np.ndarray, Path]) -> None:
+    with ditic_stream.open(plain[0]) as scene:
+        for place, size, words in [
+            ((0, 0), (10**6, 10**7), "more memory than there is"),
+            ((0, 0), (10**12, 10**12), "more memory than there is"),
+            ((0, 0), 5, r"give \(x, y\) and"),
+            (0, (5, 5), r"give \(x, y\) and"),
+            (("a", 0), (5, 5), r"give \(x, y\) and"),
+            ((0, 0), (5.0, 5), "a side of a region is 5"),
+        ]:
+            with pytest.raises(ConfigError, match=words):
+                scene.read_region(place, 0, size)
+    for read in (scene.valid, scene.read, lambda: scene.read_region((0, 0), 0, (0, 0))):
+        with pytest.raises(ConfigError, match="is closed; open it again"):
+            read()
 
 
 def test_more_pixels_than_memory_has_room_for_are_refused_with_a_bound(plain: tuple[Path, np.ndarray, Path]) -> None:
