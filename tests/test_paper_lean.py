@@ -318,6 +318,7 @@ def test_a_broken_xformers_falls_back_with_one_line_of_log(
     assert len(caplog.messages) == 1 and reason in caplog.messages[0]
 
 
+@pytest.mark.slow
 def test_a_broken_xformers_that_is_installed_does_not_keep_diffusers_from_its_networks(tmp_path: Path) -> None:
     """In a process of its own: diffusers looks for xformers once, as it is loaded."""
     (tmp_path / "xformers").mkdir()
