@@ -35,7 +35,7 @@ check: .venv/installed
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install --quiet --upgrade pip  # resolves in a third of the time of the one that comes with Python 3.11
-	.venv/bin/pip install --quiet --no-compile -c constraints.txt -e '.[dev]'
+	PYTHONWARNINGS='ignore:Editable installation' .venv/bin/pip install --quiet --no-compile -c constraints.txt -e '.[dev]'
 	-.venv/bin/python -m compileall -qq -j 0 .venv/lib/python3*/site-packages/torch .venv/lib/python3*/site-packages/numpy
 	touch $@
 
