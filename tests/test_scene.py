@@ -299,7 +299,7 @@ def mosaic(folder: Path, kind: str) -> Path:
         alpha = (np.add.outer(np.arange(520), np.arange(600)) % 256).astype("uint8")
         alpha[100:330, 50:400] = 0
         pixels = np.concatenate([pixels, alpha[None]])
-        profile |= {"count": 4, "alpha": "unassociated"}
+        profile |= {"count": 4, "alpha": "yes"}
     elif kind == "mask":
         mask = np.full((520, 600), 255, np.uint8)
         mask[100:330, 50:400] = 0
@@ -353,7 +353,8 @@ def test_masked_reads_and_the_dataset_mask_are_those_of_rasterio(placed: tuple[P
         for sample in range(scene.shape[2]):
             if sample != scene.alpha:  # GDAL takes alpha itself for valid where it is 0
                 assert (ours.mask[sample] == np.ma.getmaskarray(theirs)[sample]).all()
-        assert (scene.valid(window) == file.dataset_mask(window=RasterioWindow(40, 90, 380, 260))).all()
+        mask = file.dataset_mask(window=RasterioWindow(40, 90, 380, 260))  # of alpha GDAL says its values
+        assert (scene.valid(window) == np.where(mask, 255, 0)).all()
         if scene.nodata == 0:  # where it is NaN, rasterio fills with 1e20
             assert ours.fill_value == theirs.fill_value
         assert not isinstance(scene.read(window), np.ma.MaskedArray)
@@ -399,6 +400,18 @@ def test_a_resampled_read_is_masked_where_all_of_an_area_is(tmp_path: Path) -> N
         assert mask[:, 5:26, 3:36].all()  # areas of 10 pixels are made from pixels of 8, which reach beyond them
         assert (got.data[got.mask] == 0).all()
         assert (got.data[~got.mask] > 0).all()
+
+
+def test_alpha_of_an_area_is_the_mean_of_all_of_it(tmp_path: Path) -> None:
+    archive, _ = archived(tmp_path, mosaic(tmp_path, "alpha"))
+    with ditic_stream.open(archive) as scene:
+        place, (rows, cols) = scene.alpha, (scene.shape[0] // 5 * 5, scene.shape[1] // 5 * 5)
+        window = Window(row=0, col=0, height=rows, width=cols)
+        whole = scene.read(window, bands=[place])[0].astype(np.float64)
+        got = scene.read(window, bands=[place], out_shape=(rows, cols // 5))[0]
+        mean = whole.reshape(rows, cols // 5, 5).mean(2)
+        assert (np.unique(whole) > 0).any() and ((mean > 0) & (mean < whole.max())).any()
+        assert (np.abs(got - np.where((mean > 0) & (mean < 1), 1, mean)) <= 0.5).all()
 
 
 def test_regions_are_read_as_openslide_reads_them(plain: tuple[Path, np.ndarray, Path]) -> None:
