@@ -18,7 +18,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from numbers import Real
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -79,7 +78,7 @@ class Loader:
         threads: int | None,
         damage: Damage,
     ) -> None:
-        if not isinstance(cache_bytes, Real) or not cache_bytes >= 0:
+        if not isinstance(cache_bytes, (int, float, np.number)) or not cache_bytes >= 0:
             raise ConfigError(f"cache_bytes {cache_bytes!r:.40} is no number of bytes, 0 or more; 0 keeps nothing")
         if threads is not None and whole(threads, "threads") < 1:
             raise ConfigError(f"{threads} threads cannot read; use 1 or more")

@@ -228,12 +228,12 @@ class Reader(BaseReader):
         window = self._window(box, crs, margin=0)
         if window is None:  # rio-tiler says what it thinks of a box outside: it sees one pixel of the scene
             window = Window(row=0, col=0, height=1, width=1)
-        rows, cols = self._share(window, box, crs)
+        made: list[float | None] = [height, width]
         if max_size and not (height or width):
             sides = box[3] - box[1], box[2] - box[0]
-            height, width = (max_size * side / (max(sides) or 1) or max_size for side in sides)
-        shown = height and height * rows, width and width * cols
-        factor = _factor(window, self.max_pixels, *shown)
+            made = [max_size * side / (max(sides) or 1) or max_size for side in sides]
+        rows, cols = (side and side * share for side, share in zip(made, self._share(window, box, crs), strict=True))
+        factor = _factor(window, self.max_pixels, rows, cols)
         margin = (MARGIN + math.ceil(buffer or 0)) * factor
         with self._part(window.grown(margin, height=self.height, width=self.width), factor, options) as part:
             yield part
