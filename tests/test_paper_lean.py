@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ditic_stream import families
 from ditic_stream.errors import ConfigError
 from ditic_stream.models import layers
 from ditic_stream.models.paper import backbones, lean, lean_encoder, seeded
@@ -266,11 +267,11 @@ def test_the_backend_is_chosen_by_device_by_call_and_by_environment(
         plain = layers.attention(q, k, v, given)
         assert kernels.calls == 0, "not on a CPU, unless asked for"
         torch.testing.assert_close(layers.attention(q, k, v, given, "xformers"), plain, atol=1e-6, rtol=0)
-        monkeypatch.setenv(layers.ATTENTION_VARIABLE, "xformers")
+        monkeypatch.setenv(families.ATTENTION_VARIABLE, "xformers")
         torch.testing.assert_close(layers.attention(q, k, v, given), plain, atol=1e-6, rtol=0)
         assert kernels.calls == 2
         assert torch.equal(layers.attention(q, k, v, given, "sdpa"), plain) and kernels.calls == 2
-        monkeypatch.delenv(layers.ATTENTION_VARIABLE)
+        monkeypatch.delenv(families.ATTENTION_VARIABLE)
     with pytest.raises(ConfigError, match="the attention backend is 'flash'"):
         layers.attention(q, k, v, backend="flash")
 

@@ -26,6 +26,7 @@ from torch import nn
 
 from ditic_stream import __version__
 from ditic_stream.errors import ConfigError
+from ditic_stream.families import attention_asked
 from ditic_stream.models import folder
 from ditic_stream.models.paper.config import MODEL
 from ditic_stream.models.paper.network import PaperNetwork
@@ -82,6 +83,7 @@ class Tuner:
     """State of a run: the network, what of it is trained, the moving average, the optimiser and the clock."""
 
     def __init__(self, config: TuneConfig) -> None:
+        attention_asked()
         torch.set_num_threads(config.threads)
         self.config, self.device = config, torch.device(config.device)
         self.features = _features(config.features, self.device)
