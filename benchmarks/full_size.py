@@ -7,10 +7,11 @@
 A square of `side` pixels is coded and decoded as one window.  Latency is the best of --repeat goes after one that warms
 up: by CUDA events on a GPU; on a CPU of processor time over threads, which other work on the machine does not stretch
 much.  `peak` is the most memory that was held while a part ran, weights included: allocated on a GPU, resident on a
-CPU; `reserved` is what torch's allocator had taken from a GPU for it, which is what has to be free.  --batch shows what several windows in one pass would save (SANA and the decoder; each window beside its
-own cells moved aside) and whether that would change a bit, and what several tiles do save where symbols are decoded.
---attention compares kernels of SANA's cross-attention.  Where ways are compared, the largest difference of pixels in
-0..1 from the first is printed.  --check decodes the symbols on the CPU, too: they have to be the same.
+CPU; `reserved`, the most that torch's allocator had taken from a GPU, which is what has to be free.  --batch shows what
+several windows in one pass would save (SANA and the decoder; each window beside its own cells moved aside) and whether
+that would change a bit, and what several tiles do save where symbols are decoded.  --attention compares kernels of
+SANA's cross-attention.  Where ways are compared, the largest difference of pixels in 0..1 from the first is printed.
+--check decodes the symbols on the CPU, too: they have to be the same.
 """
 
 from __future__ import annotations
