@@ -287,6 +287,18 @@ def test_a_kernel_that_fails_falls_back_with_one_line_of_log(
     assert len(caplog.messages) == 1 and "No operator found" in caplog.messages[0] and "and so on" not in caplog.text
 
 
+def test_who_asked_for_xformers_by_name_is_warned_that_it_does_not_serve(
+    kernels: Kernels, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    q, k, v = (torch.randn(1, 4, 2, 8) for _ in range(3))
+    kernels.error = NotImplementedError("No operator found")
+    monkeypatch.setenv(families.ATTENTION_VARIABLE, "xformers")
+    with caplog.at_level(logging.INFO, "ditic_stream"):
+        layers.attention(q, k, v)
+        layers.attention(q, k, v)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
 @pytest.mark.parametrize(
     ("module", "reason"),
     [

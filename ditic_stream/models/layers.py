@@ -149,6 +149,7 @@ def xformers_kernel() -> Any:
 
 @cache
 def _say_once(kind: str, reason: str) -> None:
-    logging.getLogger("ditic_stream").info(
-        "xformers is not usable (%s: %s): attention runs on torch's kernels", kind, reason
+    level = logging.WARNING if attention_asked() == "xformers" else logging.INFO  # who asked is to see it
+    logging.getLogger("ditic_stream").log(
+        level, "xformers is not usable (%s: %s): attention runs on torch's kernels", kind, reason
     )
