@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import sys
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,13 @@ NETS = {"VGG16": "vgg", "AlexNet": "alex", "SqueezeNet 1.1": "squeeze"}
 
 def main() -> None:
     register, torch.library.register_fake = torch.library.register_fake, lambda *a, **k: lambda f: f
-    from torchvision import models
+    # By name, since they are no dependency, not even of tests.
+    models = import_module("torchvision.models")
 
     torch.library.register_fake = register
-    import lpips
     from critics import looked_at, seeded
-    from DISTS_pytorch import DISTS
+
+    lpips, DISTS = import_module("lpips"), import_module("DISTS_pytorch").DISTS
 
     for name, key in KEYS.items():
         setattr(models, key, partial(filled, getattr(models, key), seeded(name)))
