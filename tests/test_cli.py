@@ -132,7 +132,7 @@ def test_info_and_verify_load_neither_torch_nor_zarr_nor_tifffile(sample):
 
 @pytest.mark.parametrize("verb", ["info", "verify"])
 def test_info_and_verify_take_under_half_a_second(sample, verb):
-    """Of processor time, the least of five; or 3.3 times what importing numpy takes, where other work halves the cores."""
+    """Of processor time, the least of five; or 3.3 times what importing numpy takes, where the cores are slow."""
 
     def used() -> float:
         children = resource.getrusage(resource.RUSAGE_CHILDREN)
