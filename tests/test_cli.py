@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -131,16 +132,22 @@ def test_info_and_verify_load_neither_torch_nor_zarr_nor_tifffile(sample):
 
 @pytest.mark.parametrize("verb", ["info", "verify"])
 def test_info_and_verify_take_under_half_a_second(sample, verb):
+    """Of processor time, the least of five; or 3.3 times what importing numpy takes, where the cores are slow."""
+
     def used() -> float:
         children = resource.getrusage(resource.RUSAGE_CHILDREN)
         return children.ru_utime + children.ru_stime
 
-    best = float("inf")
-    for _ in range(5):  # processor time, and the least of five: other work on the machine must not decide
-        began = used()
-        assert fresh(verb, sample.archive).code == 0
-        best = min(best, used() - began)
-    assert best < 0.5
+    def least(run: Callable[[], bool]) -> float:
+        taken = []
+        for _ in range(5):
+            began = used()
+            assert run()
+            taken.append(used() - began)
+        return min(taken)
+
+    numpy = least(lambda: subprocess.run([sys.executable, "-c", "import numpy"], check=False).returncode == 0)
+    assert least(lambda: fresh(verb, sample.archive).code == 0) < max(0.5, 3.3 * numpy)
 
 
 def test_info_tells_size_place_rate_and_weights(sample, ditic):
