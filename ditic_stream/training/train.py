@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ditic_stream.models.config import LEVELS, PRESETS
+from ditic_stream.models.config import PRESETS
 from ditic_stream.models.network import Network
 from ditic_stream.models.weights import load_weights
 from ditic_stream.training.adversary import Adversary
@@ -172,7 +172,8 @@ class Trainer:
         config, network, crops = self.config, self.replicas[index], self.crops[index]
         x = crops.batch(config.batch // len(self.replicas)).contiguous(memory_format=torch.channels_last)
         network.codec.noise = crops.noise
-        level = torch.rand(len(x), generator=crops.random).to(self.device) * (LEVELS - 1)
+        low, high = config.levels
+        level = low + torch.rand(len(x), generator=crops.random).to(self.device) * (high - low)
         anchor = (0, 0)
         if float(torch.rand((), generator=crops.random)) < 0.25:
             anchor = (
