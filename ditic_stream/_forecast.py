@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ditic_stream._encoding import TileCoder
+from ditic_stream._pace import NORMAL, Spent, stopwatch, total
 from ditic_stream._paths import Place
 from ditic_stream._shard import index_bytes
 from ditic_stream._sizes import SEAL_BYTES
@@ -54,8 +55,6 @@ ASIDE = 6
 """Steps of q on both sides of the expected one at which the second sample is coded."""
 REFINED = 3
 """Times that sample is coded at most: again where the target does not lie between the two."""
-NORMAL = 1.645
-"""Standard errors of an interval that holds 9 times of 10."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +81,7 @@ class Probed:
     samples: int = 0
     stands_for: int = 1
     """Windows of the scene that this one was drawn from."""
+    spent: Spent = Spent()  # noqa: RUF009 - frozen
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,8 +117,9 @@ class CodeWindows:
 
             def code(probe: Probe) -> Probed:
                 note(probe.key)
+                spent = stopwatch()
                 with naming(probe.key):
-                    return _probe(coder, probe)
+                    return replace(_probe(coder, probe), spent=spent())
 
             yield code
 
@@ -182,6 +183,8 @@ class Forecaster:
         self._windows = windows_of(task.manifest)
         self._small = grid.height * grid.width <= SMALL
         self._count = self._windows.rows * self._windows.cols if self._small else FIRST
+        self.spent = Spent()
+        """What its windows took so far."""
 
     def expect(self, q: int) -> Forecast:
         """Bytes and PSNR at a rate."""
@@ -224,6 +227,7 @@ class Forecaster:
         shown = {int(place) for place in np.linspace(0, len(drawn) - 1, min(most, len(drawn)))} if render else set()
         probes = [Probe(key=key, qs=qs, render=index in shown) for index, (key, _) in enumerate(drawn)]
         done = dict(self._executor.run_unordered(self._task, probes))
+        self.spent = total([self.spent, *(one.spent for one in done.values())])
         return [replace(done[probe], stands_for=part) for probe, (_, part) in zip(probes, drawn, strict=True)]
 
     def _enough(self, error: float, coded: int) -> int:

@@ -25,7 +25,7 @@ from ditic_stream._encoding import Describe, EncodeShard, Receipt, area, peak_me
 from ditic_stream._forecast import CodeWindows, Forecast, Forecaster, at, spread
 from ditic_stream._layout import Layout, format_for
 from ditic_stream._lock import hold, release
-from ditic_stream._pace import seconds_of_run
+from ditic_stream._pace import Spent, seconds_of_run
 from ditic_stream._paths import Name, Place, Uri, everywhere, place_of
 from ditic_stream._store import LOCK, PARTIAL
 from ditic_stream.archive import ArchiveWriter, create_archive, is_there, open_archive, pack_zip, remove_archive
@@ -194,7 +194,8 @@ def compress(
             )
             start = time.monotonic() - began
             if dry_run:
-                return _estimate(running, task, forecaster.expect(manifest.q), grid, target, start)
+                expected = forecaster.expect(manifest.q)
+                return _estimate(running, task, expected, grid, target, start, forecaster.spent)
             receipts, resumed = _make(running, task, target, overwrite, progress)
     return _result(target, receipts, resumed, time.monotonic() - began)
 
@@ -429,17 +430,24 @@ def _fixed(manifest: Manifest, target: Place) -> int:
 
 
 def _estimate(
-    executor: Executor, task: EncodeShard, forecast: Forecast, grid: Grid, target: Place, start: float
+    executor: Executor,
+    task: EncodeShard,
+    forecast: Forecast,
+    grid: Grid,
+    target: Place,
+    start: float,
+    spent: Spent,
 ) -> Estimate:
     """Code a few tiles spread over the scene, for time and memory, and write nothing."""
     count = max(SAMPLE_TILES, min(3 * executor.workers, MOST_TILES))
     keys = spread(grid, count)[: 2 * count]
     receipts = [receipt for _, receipt in executor.run_unordered(replace(task, archive=None), keys)]
-    on_cpu = all(receipt.device == "cpu" for receipt in receipts)  # who waits for a GPU is not kept from a core
-    paces = [(one.pixels, one.seconds, one.busy if on_cpu else one.seconds) for one in receipts]
+    paces = [(one.pixels, one.spent) for one in receipts]
+    if any(receipt.device != "cpu" for receipt in receipts):  # who waits for a GPU is not kept from a core
+        paces, spent = [(size, replace(one, queued=0.0)) for size, one in paces], replace(spent, queued=0.0)
     shards = grid.shard_rows * grid.shard_cols
     seconds, least, most = seconds_of_run(
-        grid.height * grid.width, paces, shards=shards, workers=executor.workers, start=start
+        grid.height * grid.width, paces, others=spent, shards=shards, workers=executor.workers, start=start
     )
     workers = max(receipt.memory for receipt in receipts) * (executor.workers if executor.workers > 1 else 0)
     psnr = forecast.psnr
