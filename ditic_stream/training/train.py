@@ -123,10 +123,10 @@ class Trainer:
                 if progress:
                     progress(round(self.elapsed), round(self.elapsed / max(self._part(), 1e-9)))
                 if self.elapsed - last > self.config.report:
-                    last = self.elapsed
                     self._save()
                     self._report(reported)
                     reported.clear()
+                    last = time.monotonic() - began
         self._save()
         self._report(reported)
 
