@@ -46,10 +46,14 @@ SAMPLE_TILES, MOST_TILES = 8, 24
 """Tiles a dry run codes to know time and memory: three a worker, in these bounds."""
 QUALITY = 50
 """Unless another, a rate or a size is asked for."""
-FIXED_BYTES, PREVIEW_SHARE = 3500, 0.85
-"""About the bytes of an archive's metadata, and the part of the preview's bytes that compression leaves."""
-ZIP_BYTES, ZIP_OBJECT_BYTES = 600, 106
-"""What a zip adds, once and for each shard of records and preview."""
+PREVIEW_SHARE, PREVIEW_BYTES = 0.85, 45
+"""About the part of the preview's bytes that compression leaves, and what an object of it takes beside."""
+TILE_SIZES, MASK_SIZES = 3, 6
+"""Where an archive says the sizes of its chunks, about the bytes of a record's and of a mask's with its checksum."""
+CAP = 10**5
+"""A length of the longest record that has about as many digits as that of any."""
+ZIP_BYTES, ZIP_OBJECT_BYTES = 22, 76
+"""What a zip adds, once and for each object, beside its name twice."""
 Progress = Callable[[int, int], None]
 
 
@@ -422,11 +426,15 @@ def _result(target: Place, receipts: list[Receipt], resumed: list[TileKey], seco
 
 
 def _fixed(manifest: Manifest, target: Place) -> int:
-    """About the bytes of metadata and preview."""
-    layout = Layout(manifest)
-    preview = PREVIEW_SHARE * math.prod(layout.preview_shape)
-    zipped = ZIP_BYTES + ZIP_OBJECT_BYTES * layout.grid.shard_rows * layout.grid.shard_cols * 2
-    return round(FIXED_BYTES + preview + (zipped if target.suffix == ".zip" else 0))
+    """About the bytes of metadata and preview, and of the zip around them."""
+    layout = Layout(manifest.finished())
+    documents = [layout.group(), *layout.arrays(CAP).values()]
+    shards = layout.grid.shard_rows * layout.grid.shard_cols
+    beside = PREVIEW_SHARE * math.prod(layout.preview_shape) + PREVIEW_BYTES * shards
+    if layout.sized:
+        beside += layout.grid.rows * layout.grid.cols * (TILE_SIZES + MASK_SIZES * layout.planes) + TILE_SIZES * shards
+    zipped = ZIP_BYTES + sum(ZIP_OBJECT_BYTES + 2 * len(name) for name in layout.names())
+    return round(sum(map(len, documents)) + beside + (zipped if target.suffix == ".zip" else 0))
 
 
 def _estimate(

@@ -12,6 +12,7 @@ from pictures import landscape, write_scene
 
 from ditic_stream import _forecast, compare, compression
 from ditic_stream._forecast import _crossing, _error, sample, spread
+from ditic_stream.archive import open_archive
 from ditic_stream.compression import Estimate, Result
 from ditic_stream.config import GridConfig
 from ditic_stream.errors import ConfigError
@@ -107,6 +108,21 @@ def test_a_size_that_is_asked_for_is_met(scene: Path, tmp_path: Path, name: str)
     run(scene, tmp_path / name, size=50_000)
     files = [tmp_path / name] if name.endswith("zip") else [p for p in (tmp_path / name).rglob("*") if p.is_file()]
     assert sum(file.stat().st_size for file in files) == pytest.approx(50_000, rel=0.05)
+
+
+@pytest.mark.parametrize("name", ["a.ditic.zip", "a.ditic"])
+@pytest.mark.parametrize("nodata", [None, 0])
+def test_what_an_archive_holds_beside_records_is_known_before(tmp_path: Path, name: str, nodata: int | None) -> None:
+    """So that a size is met by a small archive too, of which metadata are a quarter."""
+    pixels = landscape(300, 600)
+    pixels[:90, :200] = 0
+    source = write_scene(tmp_path / "scene.tif", pixels, nodata=nodata)
+    archive = tmp_path / name
+    result: Result = run(source, archive, tile=256, quality=40)
+    files = [archive] if name.endswith("zip") else [path for path in archive.rglob("*") if path.is_file()]
+    with open_archive(archive) as found:
+        expected = compression._fixed(found.manifest, archive)
+    assert expected == pytest.approx(sum(file.stat().st_size for file in files) - result.bytes, abs=200)
 
 
 @pytest.mark.usefixtures("sampled")
