@@ -195,11 +195,13 @@ class Forecaster:
         total, error = self._total(probed, 0)
         return Forecast(bytes=_interval(total, error, len(probed)), psnr=self._psnr(probed), windows=len(probed))
 
-    def quality_for(self, target: int) -> int:
-        """The quality whose records, shard indexes and masks come closest to `target` bytes.
+    def quality_for(self, target: int, beside: int = 0) -> int:
+        """The quality whose records, shard indexes and masks, and `beside` bytes of all else, come closest to `target`
+        bytes.
 
         ConfigError when even the lowest would need more; the best one when nothing needs as many.
         """
+        asked, target = target, max(target - beside, 1)
         first = self._code(FEW if self._small else FIRST, LADDER)
         ladder = np.maximum.accumulate([self._total(first, step)[0] for step in range(len(LADDER))])
         q = _crossing(np.array(LADDER), ladder, target)
@@ -210,10 +212,11 @@ class Forecaster:
             second = self._code(self._count, around)
             sizes = np.array([self._total(second, step)[0] for step in (0, 1)])
             if around[0] == 0 and target < 0.95 * sizes[0]:
-                bpp = [bits_per_pixel(size, self._grid.height, self._grid.width) for size in (target, sizes[0])]
+                least = round(sizes[0]) + beside
+                bpp = [bits_per_pixel(size, self._grid.height, self._grid.width) for size in (asked, least)]
                 raise ConfigError(
-                    f"{target} bytes ({bpp[0]:.4f} bits per pixel) are less than the {sizes[0]:.0f} ({bpp[1]:.4f}) "
-                    "this scene needs at quality 1; give it more"
+                    f"{asked} bytes ({bpp[0]:.4f} bits per pixel) are less than the {least} ({bpp[1]:.4f}) this scene "
+                    f"needs at quality 1{f', {beside} of them for metadata and preview' * bool(beside)}; give it more"
                 )
             q = _crossing(np.array(around), sizes, target)
             if around[0] <= q <= around[1]:

@@ -187,7 +187,7 @@ def compress(
             if bpp is not None:
                 manifest = at(manifest, forecaster.quality_for(round(bpp * pixels / 8)))
             elif size is not None:
-                manifest = at(manifest, forecaster.quality_for(size - _fixed(manifest, target)))
+                manifest = at(manifest, forecaster.quality_for(size, _fixed(manifest, target)))
             task = EncodeShard(
                 source=origin,
                 expand_palette=expand_palette,

@@ -146,10 +146,18 @@ def test_more_than_the_scene_needs_gives_the_best(scene: Path, tmp_path: Path) -
     assert run(scene, tmp_path / "a.ditic", bpp=60, dry_run=True).quality == 100
 
 
-def test_less_than_the_scene_needs_is_refused_with_what_it_does(scene: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="needs at quality 1"):
-        run(scene, tmp_path / "a.ditic", size=9000)
+@pytest.mark.parametrize("size", [9000, 100])
+def test_less_than_the_scene_needs_is_refused_with_what_it_does(scene: Path, tmp_path: Path, size: int) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"^{size} bytes .* needs at quality 1, \d+ of them for metadata and preview"
+    ):
+        run(scene, tmp_path / "a.ditic", size=size)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_rate_the_scene_cannot_have_is_refused_with_the_one_it_can(scene: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"\(0\.0001 bits per pixel\) .* needs at quality 1; give it more"):
+        run(scene, tmp_path / "a.ditic", bpp=0.0001)
 
 
 @pytest.mark.parametrize(
