@@ -94,6 +94,15 @@ def test_training_goes_on_from_its_checkpoint_and_exports(pictures: Path, tmp_pa
     assert codec.info.licence == "not stated"
 
 
+def test_a_folder_that_holds_another_run_is_refused_before_pictures_are_read(pictures: Path, tmp_path: Path) -> None:
+    steps(first := Trainer(tiny_run(pictures, tmp_path / "run", steps=2, threads=1)), 1)
+    first._save()
+    assert Trainer(tiny_run(pictures, tmp_path / "run", steps=4, threads=2)).steps == 1
+    for other in ({"model": "small"}, {"without": ("dit",)}, {"seed": 1}, {"start": "tiny"}, {"levels": (0.0, 5.0)}):
+        with pytest.raises(ConfigError, match=f"holds a run of another {next(iter(other))} .* another folder"):
+            Trainer(tiny_run(tmp_path / "nothing", tmp_path / "run", steps=2, **other))
+
+
 def test_reports_come_after_so_many_seconds_of_training_however_long_they_take(pictures: Path, tmp_path: Path) -> None:
     trainer = Trainer(tiny_run(pictures, tmp_path / "run", steps=20, threads=1, report=0.2))
     reported = []
