@@ -34,13 +34,15 @@ check: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	.venv/bin/pip install --quiet --no-compile -c constraints.txt -e '.[dev]'
+	.venv/bin/pip install --quiet --upgrade pip  # resolves in a third of the time of the one that comes with Python 3.11
+	PYTHONWARNINGS='ignore:Editable installation' .venv/bin/pip install --quiet --no-compile -c constraints.txt -e '.[dev]'
 	-.venv/bin/python -m compileall -qq -j 0 .venv/lib/python3*/site-packages/torch .venv/lib/python3*/site-packages/numpy
 	touch $@
 
 # Not editable: what a user gets.  The code is copied at install time, so the demo environment follows the sources.
 .venv-demo/installed: pyproject.toml constraints.txt $(shell find ditic_stream schemas workers -type f -not -name '*.pyc')
 	$(PYTHON) -m venv .venv-demo
+	.venv-demo/bin/pip install --quiet --upgrade pip
 	rm -rf build
 	.venv-demo/bin/pip install --quiet -c constraints.txt . 'scikit-image>=0.26'
 	.venv-demo/bin/pip install --quiet --no-deps --force-reinstall .

@@ -221,7 +221,7 @@ _opening = Lock()
 def codec_of(manifest: Manifest, device: str) -> TileCodec:
     """The codec an archive names; WeightsError when the weights at hand are others."""
     from ditic_stream.codec import load_codec
-    from ditic_stream.models.own import name_here
+    from ditic_stream.models.names import name_here
 
     model = manifest.model
     name = (at_hand if family_of(model.name).imported else name_here)(model.name, model.weights)

@@ -47,10 +47,10 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ditic_stream.codec", fakes.module())
 
 
-def test_four_actors_give_the_bytes_of_one_process_and_pixels_stay_out_of_the_object_store(
+def test_two_actors_give_the_bytes_of_one_process_and_pixels_stay_out_of_the_object_store(
     nodes: Any, sample: Sample, tmp_path: Path
 ) -> None:
-    with found("ray")(4, device="cpu") as executor:
+    with found("ray")(2, device="cpu") as executor:
         result = ditic_stream.compress(
             sample.scene, tmp_path / "scene.ditic", model="tiny", tile=256, overlap=32, executor=executor
         )
@@ -100,6 +100,7 @@ def test_a_mixed_fleet_names_every_kind_of_device(nodes: Any, fake: None, tmp_pa
     assert same(tmp_path / "ray.ditic", archive)
 
 
+@pytest.mark.slow
 def test_a_mixed_fleet_names_one_kind_in_all_archives_of_a_batch(nodes: Any, fake: None, tmp_path: Path) -> None:
     """So that whoever is free may go on with what another one began."""
     names = [f"s{number}" for number in range(8)]

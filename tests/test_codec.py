@@ -14,7 +14,7 @@ from ditic_stream.entropy import Coded
 from ditic_stream.errors import ConfigError, WeightsError
 from ditic_stream.geometry import TileKey, cells
 from ditic_stream.metrics import psnr
-from ditic_stream.models.weights import FOLDER
+from ditic_stream.models.names import FOLDER
 
 
 @pytest.fixture(scope="module")

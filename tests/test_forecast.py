@@ -96,8 +96,9 @@ def sampled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(_forecast, "SMALL", 0)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("sampled")
-@pytest.mark.parametrize("bpp", [0.1, pytest.param(0.25, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("bpp", [0.1, 0.25])
 def test_a_rate_that_is_asked_for_is_met(scene: Path, tmp_path: Path, bpp: float) -> None:
     result: Result = run(scene, tmp_path / "a.ditic", bpp=bpp)
     assert result.bpp == pytest.approx(bpp, rel=0.05)
@@ -136,10 +137,12 @@ def test_what_a_dry_run_expects_comes(scene: Path, tmp_path: Path) -> None:
     assert expected.seconds_low <= expected.seconds <= expected.seconds_high
 
 
-def test_a_dry_run_says_the_quality_a_rate_leads_to(scene: Path, tmp_path: Path) -> None:
+def test_a_dry_run_says_the_quality_a_rate_leads_to_and_the_rate_is_met(scene: Path, tmp_path: Path) -> None:
     expected: Estimate = run(scene, tmp_path / "a.ditic", bpp=0.2, dry_run=True)
     assert expected.bpp == pytest.approx(0.2, rel=0.05)
-    assert run(scene, tmp_path / "a.ditic", bpp=0.2).quality == expected.quality
+    result: Result = run(scene, tmp_path / "a.ditic", bpp=0.2)
+    assert result.quality == expected.quality
+    assert result.bpp == pytest.approx(0.2, rel=0.05)
 
 
 def test_more_than_the_scene_needs_gives_the_best(scene: Path, tmp_path: Path) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 from paper_weights import reduced
 
-pytest.importorskip("diffusers", reason="the extra `paper` is not installed")
+pytestmark = pytest.mark.skipif(not find_spec("diffusers"), reason="the extra `paper` is not installed")
 
 
 @pytest.mark.slow

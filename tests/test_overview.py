@@ -11,7 +11,8 @@ from pictures import landscape
 from ditic_stream import _overview
 from ditic_stream._overview import Readout, path_of, save, weight_of
 from ditic_stream.errors import WeightsError
-from ditic_stream.models.weights import PUBLISHED, load_weights
+from ditic_stream.models.names import PUBLISHED
+from ditic_stream.models.weights import load_weights
 from ditic_stream.training import overview
 
 CHANNELS = 5

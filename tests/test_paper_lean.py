@@ -8,6 +8,7 @@ import subprocess
 import sys
 from functools import partial
 from importlib import import_module
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from ditic_stream.models.paper.elic import ElicAnalysis
 from ditic_stream.models.paper.lean import PixelDecoder, StripNorm, in_strips, local_stages, parts, reach_cells
 from ditic_stream.models.paper.lut import HIGH, LOW, _exact, look_up_table
 
-pytest.importorskip("diffusers", reason="the extra `paper` is not installed")
+pytestmark = pytest.mark.skipif(not find_spec("diffusers"), reason="the extra `paper` is not installed")
 CELL = 32
 
 
@@ -318,6 +319,7 @@ def test_a_broken_xformers_falls_back_with_one_line_of_log(
     assert len(caplog.messages) == 1 and reason in caplog.messages[0]
 
 
+@pytest.mark.slow
 def test_a_broken_xformers_that_is_installed_does_not_keep_diffusers_from_its_networks(tmp_path: Path) -> None:
     """In a process of its own: diffusers looks for xformers once, as it is loaded."""
     (tmp_path / "xformers").mkdir()

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("diffusers", reason="the extra `paper` is not installed")
+pytestmark = pytest.mark.skipif(not find_spec("diffusers"), reason="the extra `paper` is not installed")
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = Path(os.environ.get("DITIC_SHARED", ROOT.parent / "shared")) / "reference"

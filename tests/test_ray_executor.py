@@ -147,6 +147,7 @@ def test_a_key_that_an_actor_left_to_others_comes_back_to_it_only_once_it_has_sa
     assert fleet._next(member) is left
 
 
+@pytest.mark.slow
 def test_a_key_that_ends_workers_for_memory_is_given_up_and_the_workers_come_back(
     nodes: Any, tmp_path: Path, monkeypatch: Any
 ) -> None:

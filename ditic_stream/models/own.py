@@ -12,8 +12,9 @@ from pathlib import Path
 
 from ditic_stream import __version__
 from ditic_stream.errors import ConfigError, WeightsError
-from ditic_stream.models.folder import BLOCK, Incoming, Record, find, names
-from ditic_stream.models.weights import FOLDER, PUBLISHED, WEIGHTS_FORMAT, load_weights
+from ditic_stream.models.folder import BLOCK, Incoming, Record
+from ditic_stream.models.names import FOLDER, PUBLISHED, WEIGHTS_FORMAT
+from ditic_stream.models.weights import load_weights
 
 
 def is_set(path: Path) -> bool:
@@ -52,12 +53,3 @@ def import_set(path: Path, *, name: str | None = None, overwrite: bool = False) 
             software=f"ditic-stream {__version__}",
         )
         return incoming.keep(record), record
-
-
-def name_here(name: str, sha256: str) -> str:
-    """What weights of that hash are called here: `name` where the package has a set of it, else the name they were
-    imported under, else `name` again, for whoever loads them to say that they are not here."""
-    if (FOLDER / f"{PUBLISHED.get(name, name)}.safetensors").exists():
-        return name
-    found = ((one, find(one)) for one in names())
-    return next((one for one, there in found if there is not None and there[1].sha256 == sha256), name)

@@ -1,6 +1,6 @@
-"""Weights files: find, check and load them.  safetensors only, never a pickle; a set's name is immutable.
+"""Weights files: find, check and load them.  safetensors only, never a pickle.
 
-The newest set of each model lies in the package; its file's sha256 is what archives name.
+What archives name is a file's sha256.
 """
 
 from __future__ import annotations
@@ -17,17 +17,14 @@ from torch import Tensor
 from ditic_stream.errors import ConfigError, WeightsError
 from ditic_stream.models.config import ModelConfig
 from ditic_stream.models.folder import NAME, find
+from ditic_stream.models.names import FOLDER, PUBLISHED, WEIGHTS_FORMAT
 
-WEIGHTS_FORMAT = "ditic-weights-1"
 NOT_STATED, LICENCE_LENGTH = "not stated", 200
 """What a set says of its licence unless who trained it said one, and how long that may be (manifests hold 256)."""
-PUBLISHED = {"small": "small-2", "tiny": "tiny-1"}
-"""Model names users give, and the set each stands for in this release."""
 FLOAT32 = ("codec.log_gain", "codec.feature_std")
 """Tables kept in float32; all other floats of a file are bfloat16."""
 INTEGER = ("codec.synthesis", "codec.near", "codec.context", "codec.log_scale")
 """Parts of a network that a file holds as integers alone, under `entropy.`."""
-FOLDER = Path(__file__).resolve().parent.parent / "weights"
 MAX_BYTES = 64 * 2**20
 
 

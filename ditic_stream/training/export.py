@@ -24,8 +24,9 @@ from ditic_stream.config import Q_MAX
 from ditic_stream.entropy import ACTIVATION_MAX, EXACT, EntropyModel
 from ditic_stream.models.config import LOG_SCALE_MIN, LOG_SCALE_STEP, Q_STEPS, SCALES
 from ditic_stream.models.latent_codec import CONTEXT_STEPS, Z_MAX, at_level, compress
+from ditic_stream.models.names import WEIGHTS_FORMAT
 from ditic_stream.models.network import Network
-from ditic_stream.models.weights import FLOAT32, INTEGER, NOT_STATED, WEIGHTS_FORMAT
+from ditic_stream.models.weights import FLOAT32, INTEGER, NOT_STATED
 from ditic_stream.rans import TOTAL
 from ditic_stream.training.data import Crops
 
