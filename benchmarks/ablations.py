@@ -235,7 +235,9 @@ def _over_seeds(name: str, pairs: list[tuple[Result, Result]], steps: int) -> st
         return f"{statistics.mean(values):+.3f} ({statistics.stdev(values):.3f})"
 
     off = [_differences(*pair) for pair in pairs]
-    cells = [cell([statistics.mean(one[key]) for one in off]) if key in off[0] else "-" for key in LEVELED]
+    cells = [
+        cell([statistics.mean(one[key]) for one in off]) if all(key in one for one in off) else "-" for key in LEVELED
+    ]
     by_level = " / ".join(cell(values) for values in zip(*(one["J"] for one in off), strict=True))
     return f"| {name} | {steps} | {' | '.join(cells)} | {by_level} |"
 
