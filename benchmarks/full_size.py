@@ -7,10 +7,11 @@
 A square of `side` pixels is coded and decoded as one window.  Latency is the best of --repeat goes after one that warms
 up: by CUDA events on a GPU; on a CPU of processor time over threads, which other work on the machine does not stretch
 much.  `peak` is the most memory that was held while a part ran, weights included: allocated on a GPU, resident on a
-CPU.  --batch shows what several windows in one pass would save (SANA and the decoder; each window beside its
-own cells moved aside) and whether that would change a bit, and what several tiles do save where symbols are decoded.
---attention compares kernels of SANA's cross-attention.  Where ways are compared, the largest difference of pixels in
-0..1 from the first is printed.  --check decodes the symbols on the CPU, too: they have to be the same.
+CPU; `reserved`, the most that torch's allocator had taken from a GPU, which is what has to be free.  --batch shows what
+several windows in one pass would save (SANA and the decoder; each window beside its own cells moved aside) and whether
+that would change a bit, and what several tiles do save where symbols are decoded.  --attention compares kernels of
+SANA's cross-attention.  Where ways are compared, the largest difference of pixels in 0..1 from the first is printed.
+--check decodes the symbols on the CPU, too: they have to be the same.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from ditic_stream._codec_parts import ModelInfo
 from ditic_stream._paper_codec import ENCODE_HALO, PaperCodec
 from ditic_stream._paper_entropy import PaperEntropy
 from ditic_stream.entropy import Coded
-from ditic_stream.models.layers import ATTENTION_VARIABLE, BACKENDS
+from ditic_stream.families import ATTENTION_VARIABLE, ATTENTIONS
 from ditic_stream.models.paper import layout, seeded
 from ditic_stream.models.paper.config import MODEL, OFFICIAL, PaperConfig
 from ditic_stream.models.paper.entropy import Decoded
@@ -84,13 +85,15 @@ class Meter:
             found, first = self._time(run)
             times = [self._time(run)[1] for _ in range(self.repeat)] or [first]
         except torch.OutOfMemoryError:
-            self.rows.append({**self.base, "part": part, **more, "seconds": None, "peak_gb": None})
+            self.rows.append({**self.base, "part": part, **more, "seconds": None, "peak_gb": None, "reserved_gb": None})
             torch.cuda.empty_cache()
             return None
         peak = torch.cuda.max_memory_allocated() / 1e9 if cuda else resident("VmHWM")
-        row = {**self.base, "part": part, **more, "seconds": min(times), "first_s": first, "peak_gb": peak}
-        self.rows.append(row)
-        print(f"  {part:<24} {row['seconds']:9.4f} s   first {first:8.3f} s   peak {peak:6.2f} GB", flush=True)
+        reserved = torch.cuda.max_memory_reserved() / 1e9 if cuda else None
+        row = {**self.base, "part": part, **more, "seconds": min(times), "first_s": first}
+        self.rows.append(row | {"peak_gb": peak, "reserved_gb": reserved})
+        held = f"peak {peak:6.2f} GB" + (f"   reserved {reserved:6.2f} GB" if reserved is not None else "")
+        print(f"  {part:<24} {row['seconds']:9.4f} s   first {first:8.3f} s   {held}", flush=True)
         return found
 
     def _time(self, run: Callable[[], Any]) -> tuple[Any, float]:
@@ -200,12 +203,13 @@ def table(rows: list[dict[str, Any]]) -> str:
     """Rows as markdown: a line for each side, type and way, a column for each part."""
     parts = list(dict.fromkeys(row["part"] for row in rows))
     ways = list(dict.fromkeys(_way(row) for row in rows))
-    lines = ["| side px | type | graphs | attention | " + " | ".join(parts) + " | peak GB |"]
-    lines.append("|---" * (len(parts) + 5) + "|")
+    lines = ["| side px | type | graphs | attention | " + " | ".join(parts) + " | peak GB | reserved GB |"]
+    lines.append("|---" * (len(parts) + 6) + "|")
     for way in ways:
         own = {row["part"]: row for row in rows if _way(row) == way}
-        peak = max(row["peak_gb"] or 0.0 for row in own.values())
-        figures = [*way, *(_figure(own.get(part)) for part in parts), f"{peak:.2f}"]
+        peak, reserved = (max(row[what] or 0.0 for row in own.values()) for what in ("peak_gb", "reserved_gb"))
+        held = [f"{peak:.2f}", f"{reserved:.2f}" if reserved else ""]
+        figures = [*way, *(_figure(own.get(part)) for part in parts), *held]
         lines.append(f"| {' | '.join(figures)} |")
     return "\n".join(lines)
 
@@ -226,7 +230,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, nargs="+", default=[512, 1024, 2048, 4096] if cuda else [512])
     parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16", "float16"] if cuda else ["float32"])
     parser.add_argument("--graphs", nargs="+", default=["eager", "compiled"] if cuda else ["eager"])
-    parser.add_argument("--attention", nargs="+", default=["auto"], choices=BACKENDS)
+    parser.add_argument("--attention", nargs="+", default=["auto"], choices=ATTENTIONS)
     parser.add_argument("--check", action="store_true", help="Decode the symbols on the CPU, too, and compare.")
     parser.add_argument("--size", default="official", help="official, or a JSON file with the backbones' sizes.")
     parser.add_argument("--device", default="cuda" if cuda else "cpu")

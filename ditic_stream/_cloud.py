@@ -28,6 +28,8 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 BODIES = 4
 """Times a body is asked for that breaks off without an ETag, so that it cannot be gone on with."""
 CONNECT_SECONDS, REQUEST_SECONDS = 10, 120
+CHUNK = 2**20
+"""Bytes of a body taken at a time."""
 PART, PARTS = 2**24, 4
 """Bytes of a part of a stream, of which S3 takes 10 000, and parts under way at once."""
 WEAK = "W/"
@@ -94,14 +96,27 @@ class Bucket:
             piece = Piece(b"", result.meta["size"], _strong(result.meta["e_tag"]))
             if etag is not None and piece.etag != etag:
                 raise ChangedError(self._changed(name))
-            if most is not None and result.range[1] - result.range[0] > most:
+            promised = result.range[1] - result.range[0]
+            if most is not None and promised > most:
                 return piece
+            data = bytearray()
             try:
-                return piece._replace(data=bytes(result.bytes()))
+                for some in result.stream(min_chunk_size=CHUNK):
+                    data += some
+                    if len(data) > promised:  # a body need not end
+                        break
             except Exception as error:
                 if attempt + 1 == BODIES:
                     self._fail(name, error)
                 time.sleep(_pause(attempt))
+                continue
+            if len(data) != promised:
+                raise SourceError(
+                    f"{self._named(name)}: the server sent {'more' if len(data) > promised else 'less'} than the "
+                    f"{promised} bytes it said it would; it may compress what it sends: turn that off for archives, or "
+                    "copy it here first"
+                )
+            return piece._replace(data=bytes(data))
         raise AssertionError("the last attempt returns or raises")
 
     def head(self, name: str) -> Piece | None:

@@ -65,7 +65,11 @@ class Ground:
         """
         if not self.transform:
             raise ConfigError(f"{self.name} does not say where it lies; ask for pixels by a window")
-        if len(bbox) != 4 or not all(map(math.isfinite, bbox)):
+        try:
+            known = len(bbox) == 4 and all(map(math.isfinite, bbox))
+        except TypeError:
+            known = False
+        if not known:
             raise ConfigError(f"bbox {bbox!r:.80} is not four numbers; the order is xmin,ymin,xmax,ymax")
         xmin, ymin, xmax, ymax = bbox if crs is None else _reproject(bbox, crs, self.epsg)
         if not (xmin <= xmax and ymin <= ymax):

@@ -60,6 +60,11 @@ class Levels:
         self._archive, self._grid = loader.archive, loader.grid
         self.count = count_of(self._grid.height, self._grid.width)
 
+    @property
+    def alpha(self) -> int | None:
+        """Index of the alpha sample."""
+        return self._radiometry.alpha
+
     def shape(self, level: int) -> tuple[int, int]:
         """(rows, columns) of a level; ConfigError when there is none."""
         if not 0 <= level < self.count:

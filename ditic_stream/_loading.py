@@ -31,7 +31,7 @@ from ditic_stream.blend import weighted
 from ditic_stream.errors import ConfigError, naming
 from ditic_stream.executors import be_one_thread, cores
 from ditic_stream.families import family_of
-from ditic_stream.geometry import CELL, TileKey
+from ditic_stream.geometry import CELL, TileKey, whole
 from ditic_stream.latents import Cells, assemble
 
 if TYPE_CHECKING:
@@ -78,9 +78,9 @@ class Loader:
         threads: int | None,
         damage: Damage,
     ) -> None:
-        if cache_bytes < 0:
-            raise ConfigError(f"cache_bytes {cache_bytes} is below 0; 0 keeps nothing")
-        if threads is not None and threads < 1:
+        if not isinstance(cache_bytes, (int, float, np.number)) or not cache_bytes >= 0:
+            raise ConfigError(f"cache_bytes {cache_bytes!r:.40} is no number of bytes, 0 or more; 0 keeps nothing")
+        if threads is not None and whole(threads, "threads") < 1:
             raise ConfigError(f"{threads} threads cannot read; use 1 or more")
         self.archive, self.grid = archive, archive.grid
         most = family_of(archive.manifest.model.name).at_once or MAX_THREADS
@@ -110,9 +110,11 @@ class Loader:
                 self._codec = codec_of(self.archive.manifest, self._device)
             return self._codec
 
-    def check_process(self) -> None:
-        """ConfigError in a process that was forked since: the threads did not come along, and who waited for them would
-        wait for ever."""
+    def check_open(self) -> None:
+        """ConfigError once it is closed, and in a process that was forked since: the threads did not come along, and
+        who waited for them would wait for ever."""
+        if self._pool is None:
+            raise self._closed()
         if os.getpid() != self._process:
             raise ConfigError(
                 f"{self.archive.path} was opened before this process was forked; open it in this process, or hand the "
@@ -201,6 +203,8 @@ class Loader:
         near = list(self.grid.neighbours(key))
         tiles: list[Future[TileCells]] = self._begin_tiles("latents", near)
         left, lock = len(near), threading.Lock()
+        # Futures keep what is to be called when they end, after that too: a tile that stays must not hold the window.
+        held = [(window, tiles)]
 
         def count(_: Future[TileCells]) -> None:
             nonlocal left
@@ -208,6 +212,7 @@ class Loader:
                 left -= 1
                 if left:
                     return
+            window, tiles = held.pop()
             try:
                 found = {one: tile.result() for one, tile in zip(near, tiles, strict=True)}
             except BaseException as error:

@@ -52,6 +52,10 @@ def reshaped(
     here, there = _borders(source.row, source.height, more, height), _borders(source.col, source.width, more, width)
     sight = levels.sight(planes, samples)
     values, seen = area_means(pixels, sight, (here, down), (there, across))
+    for place, sample in enumerate(samples):
+        if sample == levels.alpha:  # as in levels: of all of an area, and 0 only where all of it is
+            covered = area_means(pixels[[place]], np.ones_like(sight[[place]]), (here, down), (there, across))[0][0]
+            values[place] = covered if pixels.dtype.kind == "f" else np.maximum(covered, 1)
     row, col = _places(here, down), _places(there, across)
     return levels.settled(values, seen, pixels[:, row[:, None], col], samples), seen
 

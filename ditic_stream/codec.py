@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from ditic_stream._codec_parts import ModelInfo
 from ditic_stream.bitstream import Record
 from ditic_stream.entropy import Coded
-from ditic_stream.families import family_of
+from ditic_stream.families import check_environment, family_of
 from ditic_stream.latents import Latent
 
 __all__ = ["Coded", "ModelInfo", "TileCodec", "load_codec"]
@@ -86,4 +86,5 @@ def load_codec(name: str, *, device: str = "cpu", weights: Path | None = None) -
     """The codec of a model or a set of weights ("small", "small-2", "ditic-0.6b:q3"), or of a weights file; ConfigError
     for an unknown name."""
     asked = str(weights) if weights is not None else name
+    check_environment(asked, device)
     return cast(TileCodec, import_module(family_of(asked).codec).load(asked, device))

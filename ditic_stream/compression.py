@@ -33,7 +33,7 @@ from ditic_stream.bitstream import EMPTY
 from ditic_stream.config import GridConfig, q_of_quality
 from ditic_stream.errors import ConfigError, DiticError, LockedError, StorageError
 from ditic_stream.executors import Executor, executor_for
-from ditic_stream.families import family_of
+from ditic_stream.families import check_environment, family_of
 from ditic_stream.geometry import TileKey
 from ditic_stream.manifest import Image, Manifest, ModelRef, SourceRef
 from ditic_stream.models.folder import check_accepted
@@ -154,6 +154,7 @@ def compress(
     if model.endswith(".safetensors"):
         model = str(Path(model).absolute())  # workers on a cluster have another working folder
     family = family_of(model)
+    check_environment(model, device)
     if family.one_rate and not quality is bpp is size is None:
         raise ConfigError(
             f"{model} has one rate, the one it was trained for: give no quality, rate or size, or choose other weights "

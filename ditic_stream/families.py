@@ -15,6 +15,9 @@ from ditic_stream.geometry import CELLS, Units
 DTYPE_VARIABLE = "DITIC_DTYPE"
 """Environment variable that says in which type the networks of a family with a choice compute."""
 DTYPES = ("float32", "bfloat16", "float16")
+ATTENTION_VARIABLE = "DITIC_ATTENTION"
+"""Environment variable that names the attention backend of every family."""
+ATTENTIONS = ("auto", "sdpa", "xformers")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +68,20 @@ FAMILIES = {
     )
 }
 """By what stands before the colon of a model's name."""
+
+
+def attention_asked() -> str:
+    """The attention backend that $DITIC_ATTENTION names, "auto" where it is not set; ConfigError for an unknown one."""
+    asked = os.environ.get(ATTENTION_VARIABLE) or "auto"
+    if asked not in ATTENTIONS:
+        raise ConfigError(f"{ATTENTION_VARIABLE} is {asked!r}; use one of {', '.join(ATTENTIONS)}")
+    return asked
+
+
+def check_environment(model: str, device: str) -> None:
+    """Before anything is read or written: ConfigError where a variable asks for what there is not."""
+    attention_asked()
+    family_of(model).dtype(device)
 
 
 def family_of(model: str) -> Family:

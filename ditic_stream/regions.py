@@ -23,6 +23,7 @@ from ditic_stream._decoding import Damage, OnError, Pixels, Progress, Strip, che
 from ditic_stream._paths import Name, local_path, place_of
 from ditic_stream.archive import Archive, open_archive
 from ditic_stream.executors import Executor
+from ditic_stream.families import check_environment
 from ditic_stream.geometry import Window
 from ditic_stream.radiometry import Radiometry
 from ditic_stream.scene import Scene, open_scene
@@ -81,6 +82,7 @@ def decompress(
     keep_apart(target, place_of(archive))
     with open_archive(archive) as opened:
         manifest, grid = opened.manifest, opened.grid
+        check_environment(manifest.model.name, device)
         window = grid.scene if window is None else Window.of(window).within(grid.height, grid.width)
         check_whole(opened, on_error, window)
         metadata = manifest.source.metadata

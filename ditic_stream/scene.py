@@ -36,6 +36,8 @@ CACHE_BYTES = 3 * 2**27
 """Rendered windows, latents and masks an open scene keeps between reads: 18 windows of 1024 pixels, which a view of
 512 x 512 at level 2 may need."""
 
+SIDE = "a side of a region"
+
 
 class Scene:
     """An archive as an array.  `shape` is (rows, columns, samples); `read` gives (samples, rows, columns), as rasterio.
@@ -166,7 +168,7 @@ class Scene:
         Raises WindowError outside the scene, ConfigError for what fits nowhere; MissingTileError, ChecksumError or
         DesyncError for lost and damaged tiles.
         """
-        self._loader.check_process()
+        self._loader.check_open()
         samples, level = self._samples(bands), whole(level, "level")
         height, width = self._levels.shape(level)
         if bbox is not None:
@@ -195,7 +197,7 @@ class Scene:
     def valid(self, window: Window | None = None, *, level: int = 0) -> NDArray[np.uint8]:
         """The mask (rows, columns) of a window of the level's pixels, 0 or 255, as rasterio's dataset_mask: a pixel
         counts when some band of it is valid, and neither mask nor alpha hides it.  Decodes no pixels."""
-        self._loader.check_process()
+        self._loader.check_open()
         level = whole(level, "level")
         height, width = self._levels.shape(level)
         window = Window(row=0, col=0, height=height, width=width) if window is None else Window.of(window)
@@ -207,15 +209,28 @@ class Scene:
         location: (x, y) of the upper left corner in pixels of level 0, whatever the level.  size: (width, height) in
         pixels of `level`.  What lies outside the scene is 0.  ConfigError for a level or a size that cannot be.
         """
-        (x, y), (width, height) = location, (whole(side, "a side of a region") for side in size)
-        level = whole(level, "level")
-        if not (math.isfinite(x) and math.isfinite(y)):
+        self._loader.check_open()
+        try:
+            (x, y), (width, height) = location, size
+            known = math.isfinite(x) and math.isfinite(y)
+        except (TypeError, ValueError):
+            raise ConfigError(
+                f"a region at {location!r:.40} of {size!r:.40} pixels; give (x, y) and (width, height)"
+            ) from None
+        width, height, level = whole(width, SIDE), whole(height, SIDE), whole(level, "level")
+        if not known:
             raise ConfigError(f"a region at {x}, {y}; give numbers of pixels of level 0")
         if width < 0 or height < 0:
             raise ConfigError(f"a region of {width} x {height} pixels; sides are 0 or more")
         rows, cols = self._levels.shape(level)
         left, top = math.floor(x / (1 << level)), math.floor(y / (1 << level))
-        out = np.zeros((height, width, self.shape[2]), self.dtype)
+        try:
+            out = np.zeros((height, width, self.shape[2]), self.dtype)
+        except (MemoryError, ValueError) as error:
+            raise ConfigError(
+                f"a region of {width} x {height} pixels needs more memory than there is; read it in parts, or at a "
+                "coarser level"
+            ) from error
         first, last = max(left, 0), min(left + width, cols)
         upper, lower = max(top, 0), min(top + height, rows)
         if first < last and upper < lower:

@@ -52,6 +52,8 @@ class Folder:
         """A status to answer everything with."""
         self.delay = 0.0
         """Seconds each answer takes."""
+        self.garble: Callable[[bytes], bytes] | None = None
+        """What is sent in place of a range."""
         self.token: str | None = None
         """What the query string has to be."""
         folder = self
@@ -132,6 +134,8 @@ class Folder:
                 status, data = self._part(place, found.st_size, asked, headers)
         else:
             data = b"nothing here"
+        if self.garble is not None and status == 206:
+            data = self.garble(data)
         cut = body and data and self._take("drop")
         sent = data[: len(data) // 2] if cut else data
         # Before the answer goes out: who has it may look at once.

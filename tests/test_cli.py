@@ -557,6 +557,23 @@ def test_train_makes_weights_that_compress_accepts(ditic, tmp_path):
     assert json.loads(ditic("info", tmp_path / "scene.ditic", "--json").out)["weights_licence"] == "CC0-1.0"
 
 
+@pytest.mark.parametrize("verb", ["compress", "decompress", "region", "train"])
+def test_a_variable_that_names_no_attention_is_found_before_anything_is_written(
+    verb, sample, capsys, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("DITIC_ATTENTION", "flash")
+    arguments = {
+        "compress": [sample.scene, tmp_path / "new.ditic", "--model", "tiny"],
+        "decompress": [sample.archive, tmp_path / "new.tif"],
+        "region": [sample.archive, tmp_path / "new.tif", "--window", "0,0,40,40"],
+        "train": [sample.scene, "--model", "tiny", "--out", tmp_path / "new"],
+    }
+    code, out, err = run(capsys, verb, *arguments[verb])
+    assert (code, out) == (1, "")
+    assert err == "ditic-stream: config: DITIC_ATTENTION is 'flash'; use one of auto, sdpa, xformers\n"
+    assert not list(tmp_path.iterdir())
+
+
 def test_completion_script_can_be_shown(ditic):
     done = ditic("--show-completion", "bash", _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")
     assert done.code == 0, done.err

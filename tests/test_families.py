@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 
 from ditic_stream.errors import ConfigError
-from ditic_stream.families import DTYPE_VARIABLE, FAMILIES, SMALL, family_of
+from ditic_stream.families import (
+    ATTENTION_VARIABLE,
+    DTYPE_VARIABLE,
+    FAMILIES,
+    SMALL,
+    check_environment,
+    family_of,
+)
 from ditic_stream.geometry import Units
 
 
@@ -28,3 +35,12 @@ def test_type_follows_the_device_and_the_environment(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv(DTYPE_VARIABLE, "int8")
     with pytest.raises(ConfigError, match="DITIC_DTYPE is 'int8'; use one of float32"):
         paper.dtype("cpu")
+
+
+def test_a_variable_that_asks_for_what_there_is_not_is_found_before_anything_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    check_environment("ditic-0.6b:q1", "cpu")
+    monkeypatch.setenv(ATTENTION_VARIABLE, "flash")
+    with pytest.raises(ConfigError, match="DITIC_ATTENTION is 'flash'; use one of auto, sdpa, xformers"):
+        check_environment("small", "cpu")

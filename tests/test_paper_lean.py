@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ditic_stream import families
 from ditic_stream.errors import ConfigError
 from ditic_stream.models import layers
 from ditic_stream.models.paper import backbones, lean, lean_encoder, seeded
@@ -267,11 +268,11 @@ def test_the_backend_is_chosen_by_device_by_call_and_by_environment(
         plain = layers.attention(q, k, v, given)
         assert kernels.calls == 0, "not on a CPU, unless asked for"
         torch.testing.assert_close(layers.attention(q, k, v, given, "xformers"), plain, atol=1e-6, rtol=0)
-        monkeypatch.setenv(layers.ATTENTION_VARIABLE, "xformers")
+        monkeypatch.setenv(families.ATTENTION_VARIABLE, "xformers")
         torch.testing.assert_close(layers.attention(q, k, v, given), plain, atol=1e-6, rtol=0)
         assert kernels.calls == 2
         assert torch.equal(layers.attention(q, k, v, given, "sdpa"), plain) and kernels.calls == 2
-        monkeypatch.delenv(layers.ATTENTION_VARIABLE)
+        monkeypatch.delenv(families.ATTENTION_VARIABLE)
     with pytest.raises(ConfigError, match="the attention backend is 'flash'"):
         layers.attention(q, k, v, backend="flash")
 
@@ -285,6 +286,18 @@ def test_a_kernel_that_fails_falls_back_with_one_line_of_log(
         for _ in range(3):
             assert torch.equal(layers.attention(q, k, v, backend="xformers"), layers.attention(q, k, v))
     assert len(caplog.messages) == 1 and "No operator found" in caplog.messages[0] and "and so on" not in caplog.text
+
+
+def test_who_asked_for_xformers_by_name_is_warned_that_it_does_not_serve(
+    kernels: Kernels, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    q, k, v = (torch.randn(1, 4, 2, 8) for _ in range(3))
+    kernels.error = NotImplementedError("No operator found")
+    monkeypatch.setenv(families.ATTENTION_VARIABLE, "xformers")
+    with caplog.at_level(logging.INFO, "ditic_stream"):
+        layers.attention(q, k, v)
+        layers.attention(q, k, v)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -283,6 +284,17 @@ def test_a_server_that_ignores_ranges_is_named(site):
         plain.shutdown()
         plain.server_close()
         thread.join()
+
+
+@pytest.mark.parametrize(
+    ("garble", "word"),
+    [(zlib.compress, "less|more"), (lambda data: data[:-1], "less"), (lambda data: 2 * data, "more")],
+)
+@pytest.mark.parametrize("name", WAYS)
+def test_a_server_that_sends_another_length_than_it_says_is_named(server, name, garble, word):
+    server.garble = garble
+    with pytest.raises(SourceError, match=rf"the server sent ({word}) than the \d+ bytes it said"):
+        open_archive(f"{server.url}/{name}")
 
 
 @pytest.mark.parametrize("name", ["none.ditic", "none.ditic.zip", "wide.tif"])

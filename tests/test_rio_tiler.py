@@ -191,6 +191,31 @@ def test_a_large_view_is_made_from_the_preview(archives: dict[str, Path], monkey
         assert asked[-1] == (300, 350)
 
 
+def test_a_box_far_larger_than_the_scene_reads_it_coarsely(
+    archives: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    plain = Scene.read
+
+    def watched(self: Scene, window: Any = None, **options: Any) -> Any:
+        asked.append((window.shape, options["out_shape"]))
+        return plain(self, window, **options)
+
+    monkeypatch.setattr(Scene, "read", watched)
+    with Reader(str(archives["plain"])) as reader:
+        left, bottom, right, top = reader.bounds
+        wide, high = right - left, top - bottom
+        around = (left - 4 * wide, bottom - 4 * high, right + 5 * wide, top + 5 * high)
+        for size, made in (({"height": 100, "width": 100}, (18, 21)), ({"max_size": 100}, (9, 10))):
+            found = reader.part(around, bounds_crs=UTM, **size)
+            assert 50 < found.array.mask[0].size - found.array.mask[0].sum() < 150
+            assert asked[-1] == ((600, 700), made)
+        corner = (right - wide / 10, bottom - 9 * high, right + 9 * wide, bottom + high)
+        reader.part(corner, bounds_crs=UTM, height=100, width=100)  # a strip of 70 columns, all rows
+        (rows, cols), shape = asked[-1]
+        assert rows == 600 and cols >= 70 and max(shape) < 40
+
+
 def test_a_box_beside_the_scene_gives_what_rio_tiler_gives(archives: dict[str, Path]) -> None:
     box = (400000, 4590000, 401000, 4591000)
     with Reader(str(archives["plain"])) as ours, RasterioReader(str(decoded(archives["plain"]))) as theirs:

@@ -28,6 +28,7 @@ from rasterio.windows import Window as RasterioWindow
 
 import ditic_stream
 from ditic_stream import compression, regions
+from ditic_stream._loading import Loader
 from ditic_stream.cutout import region
 from ditic_stream.errors import ChecksumError, ConfigError, WindowError
 from ditic_stream.geometry import TileKey, Window
@@ -103,6 +104,28 @@ def test_threads_that_read_at_once_get_the_bits_of_the_whole_whatever_is_kept(
     ):
         assert all(readers.map(lambda one: same(scene, clipped(*one), expected), wanted))
         assert scene._loader.nbytes <= cache
+
+
+def test_a_rendered_window_that_goes_is_gone_though_its_tiles_stay(
+    plain: tuple[Path, np.ndarray, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive, *_ = plain
+    seen: list[weakref.ref[np.ndarray]] = []
+    render = Loader._render
+
+    def watched(self: Loader, *arguments: Any) -> np.ndarray:
+        made = render(self, *arguments)
+        seen.append(weakref.ref(made))
+        return made
+
+    monkeypatch.setattr(Loader, "_render", watched)
+    with ditic_stream.open(archive, cache_bytes=2**20, threads=2) as scene:  # room for the latents, and for one window
+        for _ in range(2):
+            scene.read()
+        gc.collect()
+        assert len(scene._loader._parts._kept) > 1
+        alive = sum(one.nbytes for ref in seen if (one := ref()) is not None)
+        assert len(seen) > 12 and alive == scene._loader._windows.nbytes
 
 
 def test_readers_of_one_place_share_the_work_of_one(
@@ -211,7 +234,10 @@ def test_networks_on_another_device_go_when_the_last_scene_closes(plain: tuple[P
 
 
 def test_wrong_arguments_say_what_is_wrong(plain: tuple[Path, np.ndarray, Path]) -> None:
-    for options, words in [({"threads": 0}, "0 threads"), ({"cache_bytes": -1}, "cache_bytes -1")]:
+    for options, words in [
+        ({"threads": 0}, "0 threads"), ({"threads": 1.5}, r"threads is 1\.5"), ({"cache_bytes": -1}, "cache_bytes -1"),
+        ({"cache_bytes": "1GB"}, "cache_bytes '1GB'"), ({"cache_bytes": float("nan")}, "cache_bytes nan"),
+    ]:  # fmt: skip
         with pytest.raises(ConfigError, match=words):
             ditic_stream.open(plain[0], **options)
     with ditic_stream.open(plain[0]) as scene:
@@ -231,6 +257,8 @@ def test_wrong_arguments_say_what_is_wrong(plain: tuple[Path, np.ndarray, Path])
             ({"out_shape": (5.5, 5)}, "is no pair"),
             ({"bbox": (0, 0, 1)}, "is not four numbers"),
             ({"bbox": (-float("inf"), 0, 1, 1)}, "is not four numbers"),
+            ({"bbox": ("a", 0, 1, 1)}, "is not four numbers"),
+            ({"bbox": 5}, "is not four numbers"),
             ({"window": (0, 0, 10, 10)}, "no window of whole pixels"),
         ]:
             with pytest.raises(ConfigError, match=words):
@@ -271,7 +299,7 @@ def mosaic(folder: Path, kind: str) -> Path:
         alpha = (np.add.outer(np.arange(520), np.arange(600)) % 256).astype("uint8")
         alpha[100:330, 50:400] = 0
         pixels = np.concatenate([pixels, alpha[None]])
-        profile |= {"count": 4, "alpha": "unassociated"}
+        profile |= {"count": 4, "alpha": "yes"}
     elif kind == "mask":
         mask = np.full((520, 600), 255, np.uint8)
         mask[100:330, 50:400] = 0
@@ -325,7 +353,8 @@ def test_masked_reads_and_the_dataset_mask_are_those_of_rasterio(placed: tuple[P
         for sample in range(scene.shape[2]):
             if sample != scene.alpha:  # GDAL takes alpha itself for valid where it is 0
                 assert (ours.mask[sample] == np.ma.getmaskarray(theirs)[sample]).all()
-        assert (scene.valid(window) == file.dataset_mask(window=RasterioWindow(40, 90, 380, 260))).all()
+        mask = file.dataset_mask(window=RasterioWindow(40, 90, 380, 260))  # of alpha GDAL says its values
+        assert (scene.valid(window) == np.where(mask, 255, 0)).all()
         if scene.nodata == 0:  # where it is NaN, rasterio fills with 1e20
             assert ours.fill_value == theirs.fill_value
         assert not isinstance(scene.read(window), np.ma.MaskedArray)
@@ -373,6 +402,18 @@ def test_a_resampled_read_is_masked_where_all_of_an_area_is(tmp_path: Path) -> N
         assert (got.data[~got.mask] > 0).all()
 
 
+def test_alpha_of_an_area_is_the_mean_of_all_of_it(tmp_path: Path) -> None:
+    archive, _ = archived(tmp_path, mosaic(tmp_path, "alpha"))
+    with ditic_stream.open(archive) as scene:
+        place, (rows, cols) = scene.alpha, (scene.shape[0] // 5 * 5, scene.shape[1] // 5 * 5)
+        window = Window(row=0, col=0, height=rows, width=cols)
+        whole = scene.read(window, bands=[place])[0].astype(np.float64)
+        got = scene.read(window, bands=[place], out_shape=(rows, cols // 5))[0]
+        mean = whole.reshape(rows, cols // 5, 5).mean(2)
+        assert (np.unique(whole) > 0).any() and ((mean > 0) & (mean < whole.max())).any()
+        assert (np.abs(got - np.where((mean > 0) & (mean < 1), 1, mean)) <= 0.5).all()
+
+
 def test_regions_are_read_as_openslide_reads_them(plain: tuple[Path, np.ndarray, Path]) -> None:
     archive, expected, _ = plain
     with ditic_stream.open(archive) as scene:
@@ -411,6 +452,23 @@ def test_what_tiles_a_read_needs_is_said_before_they_are_read(
         assert asked == [[TileKey(0, 0), TileKey(0, 1), TileKey(1, 0), TileKey(1, 1)]]
         scene.read(Window(row=10, col=300, height=5, width=5))
         assert asked[1] == [TileKey(0, 2), TileKey(1, 2)]  # the others are kept
+
+
+def test_a_region_that_cannot_be_is_refused_with_a_reason(plain: tuple[Path, np.ndarray, Path]) -> None:
+    with ditic_stream.open(plain[0]) as scene:
+        for place, size, words in [
+            ((0, 0), (10**6, 10**7), "more memory than there is"),
+            ((0, 0), (10**12, 10**12), "more memory than there is"),
+            ((0, 0), 5, r"give \(x, y\) and"),
+            (0, (5, 5), r"give \(x, y\) and"),
+            (("a", 0), (5, 5), r"give \(x, y\) and"),
+            ((0, 0), (5.0, 5), "a side of a region is 5"),
+        ]:
+            with pytest.raises(ConfigError, match=words):
+                scene.read_region(place, 0, size)
+    for read in (scene.valid, scene.read, lambda: scene.read_region((0, 0), 0, (0, 0))):
+        with pytest.raises(ConfigError, match="is closed; open it again"):
+            read()
 
 
 def test_more_pixels_than_memory_has_room_for_are_refused_with_a_bound(plain: tuple[Path, np.ndarray, Path]) -> None:

@@ -123,10 +123,11 @@ def test_wheel_carries_schemas_weights_and_the_type_marker(tmp_path):
     (wheel,) = (tmp_path / "out").glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     wanted = {"ditic_stream/py.typed", "ditic_stream/schemas/archive-1.json", "ditic_stream/workers/__init__.py"}
-    wanted.add("ditic_stream/models/paper/official.json")
+    wanted |= {"ditic_stream/models/paper/official.json", "ditic_stream/training/fitted.safetensors"}
     static = ROOT / "ditic_stream/doors/server/static"
     wanted |= {f"ditic_stream/doors/server/static/{file.name}" for file in static.iterdir()}
     assert any(name.endswith("openseadragon.LICENSE.txt") for name in wanted)
+    assert any(name.endswith("licenses/ditic_stream/training/fitted.LICENSE.txt") for name in names)
     wanted |= {f"ditic_stream/weights/{file.name}" for file in (ROOT / "ditic_stream/weights").glob("*.safetensors")}
     assert wanted <= names
     assert any(name.startswith("ditic_stream/weights/") for name in names)

@@ -228,7 +228,12 @@ class Reader(BaseReader):
         window = self._window(box, crs, margin=0)
         if window is None:  # rio-tiler says what it thinks of a box outside: it sees one pixel of the scene
             window = Window(row=0, col=0, height=1, width=1)
-        factor = _factor(window, self.max_pixels, max_size, height, width)
+        made: list[float | None] = [height, width]
+        if max_size and not (height or width):
+            sides = box[3] - box[1], box[2] - box[0]
+            made = [max_size * side / (max(sides) or 1) or max_size for side in sides]
+        rows, cols = (side and side * share for side, share in zip(made, self._share(window, box, crs), strict=True))
+        factor = _factor(window, self.max_pixels, rows, cols)
         margin = (MARGIN + math.ceil(buffer or 0)) * factor
         with self._part(window.grown(margin, height=self.height, width=self.width), factor, options) as part:
             yield part
@@ -237,7 +242,7 @@ class Reader(BaseReader):
     def _whole(self, height: int, width: int, options: dict[str, Any]) -> Iterator[_Part]:
         """A reader of the whole scene, at the level that serves a size."""
         window = Window(row=0, col=0, height=self.height, width=self.width)
-        factor = _factor(window, self.max_pixels, None, height, width)
+        factor = _factor(window, self.max_pixels, height, width)
         with self._part(window, factor, options) as part:
             yield part
 
@@ -276,6 +281,21 @@ class Reader(BaseReader):
             return None
         return Window(row=upper, col=first, height=lower - upper, width=last - first)
 
+    def _share(self, window: Window, box: Box, crs: CRS) -> tuple[float, float]:
+        """The shares of a box's height and width that show a window: below 1 where the box leaves the scene."""
+        left, top, right, bottom = window.col, window.row, window.col_end, window.row_end
+        corners = [self.transform * (x, y) for x in (left, right) for y in (top, bottom)]
+        xs, ys = zip(*corners, strict=True)
+        place: Box = (min(xs), min(ys), max(xs), max(ys))
+        if crs != self.crs:
+            place = transform_bounds(self.crs, crs, *place, densify_pts=21)
+        shares = []
+        for low, high, first, last in ((1, 3, box[1], box[3]), (0, 2, box[0], box[2])):
+            inside = min(place[high], last) - max(place[low], first)
+            share = inside / (last - first) if last > first else 1.0
+            shares.append(min(share, 1.0) if share > 0 and math.isfinite(share) else 1.0)
+        return shares[0], shares[1]
+
     @contextmanager
     def _part(self, window: Window, factor: int, options: dict[str, Any]) -> Iterator[_Part]:
         """A reader of a window, each pixel of it over `factor` pixels a side of the scene, or a little more."""
@@ -294,13 +314,12 @@ class _Part(RasterioReader):
         self.colormap: dict[int, Any] = {}
 
 
-def _factor(window: Window, max_pixels: int, max_size: int | None, height: int | None, width: int | None) -> int:
-    """Scene pixels a pixel of the source covers a side: the largest power of two that is no coarser than the result;
-    that of the preview where the tiles of more than `max_pixels` would have to be read."""
+def _factor(window: Window, max_pixels: int, height: float | None, width: float | None) -> int:
+    """Scene pixels a pixel of the source covers a side: the largest power of two that is no coarser than the result,
+    `height` and `width` pixels of which show the window; that of the preview where the tiles of more than `max_pixels`
+    would have to be read."""
     ratios = [window.height / height] if height else []
     ratios += [window.width / width] if width else []
-    if not ratios and max_size:
-        ratios = [max(window.shape) / max_size]
     ratio = min(ratios, default=1.0)
     factor = 2 ** math.floor(math.log2(ratio)) if ratio >= 2 else 1
     return max(factor, PREVIEW_SCALE) if ratios and window.height * window.width > max_pixels else int(factor)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from functools import cache
 from importlib import import_module
 from typing import Any
@@ -23,10 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ditic_stream.errors import ConfigError
+from ditic_stream.families import ATTENTIONS, attention_asked
 
-ATTENTION_VARIABLE = "DITIC_ATTENTION"
-"""Environment variable that names the attention backend."""
-BACKENDS = ("auto", "sdpa", "xformers")
 LAP = 2.0
 """Stretch of the difference across a block border in the merges; 2 reproduces linear ramps from means alone."""
 LAP_CHANNELS = 3
@@ -108,9 +105,9 @@ def attention(
     forces torch's.  Where xformers is absent or fails, torch's kernel serves, and one line of log says so.
     Raises ConfigError for any other backend.
     """
-    chosen = os.environ.get(ATTENTION_VARIABLE) or "auto" if backend == "auto" else backend
-    if chosen not in BACKENDS:
-        raise ConfigError(f"the attention backend is {chosen!r}; use one of {', '.join(BACKENDS)}")
+    chosen = attention_asked() if backend == "auto" else backend
+    if chosen not in ATTENTIONS:
+        raise ConfigError(f"the attention backend is {chosen!r}; use one of {', '.join(ATTENTIONS)}")
     if chosen == "xformers" or (chosen == "auto" and q_BLND.is_cuda):
         out = _by_xformers(q_BLND, k_BLND, v_BLND, mask)
         if out is not None:
@@ -152,6 +149,7 @@ def xformers_kernel() -> Any:
 
 @cache
 def _say_once(kind: str, reason: str) -> None:
-    logging.getLogger("ditic_stream").info(
-        "xformers is not usable (%s: %s): attention runs on torch's kernels", kind, reason
+    level = logging.WARNING if attention_asked() == "xformers" else logging.INFO  # who asked is to see it
+    logging.getLogger("ditic_stream").log(
+        level, "xformers is not usable (%s: %s): attention runs on torch's kernels", kind, reason
     )

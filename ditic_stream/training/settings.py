@@ -77,7 +77,7 @@ class TrainConfig:
     crops: Mix = USUAL
     """How many crops are changed, and how; those that are held out are always of the usual mix."""
     features: str = ""
-    """Features file of SqueezeNet 1.1, for `terms.perceptual`."""
+    """File of features (`training.observers`), for `terms.perceptual`."""
     licence: str = NOT_STATED
     """Under which the weights may be passed on, in a few words: the file and every archive made with it say so."""
     report: float = 120.0

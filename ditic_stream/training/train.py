@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from ditic_stream.errors import ConfigError
+from ditic_stream.families import attention_asked
 from ditic_stream.models.config import PRESETS
 from ditic_stream.models.network import Network
 from ditic_stream.models.weights import load_weights
@@ -64,6 +65,7 @@ class Trainer:
     """State of a run: the network, its moving average, the optimiser, and the clock."""
 
     def __init__(self, config: TrainConfig) -> None:
+        attention_asked()
         torch.set_num_threads(1)
         torch.manual_seed(config.seed)
         self.config, self.device = config, torch.device(config.device)

@@ -41,7 +41,8 @@ def train(
     features: Annotated[
         str,
         typer.Option(
-            help="Features file (SqueezeNet 1.1, safetensors) for --perceptual and ditic-0.6b, see docs/train.md."
+            help="Weights of VGG16 (for LPIPS and DISTS), AlexNet or SqueezeNet 1.1 under torchvision's names, for "
+            "--perceptual and ditic-0.6b; see docs/train.md."
         ),
     ] = "",
     perceptual: Annotated[

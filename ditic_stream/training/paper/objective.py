@@ -2,12 +2,12 @@
 
 In: the network and crops (B, 3, H, W), 0..1, H and W multiples of 256.  Out: the loss, and figures for the log.
 
-    MSE on -1..1  +  LPIPS form  +  0.2 DISTS form  +  weight of rate * bits a pixel  +  0.05 self-distillation
+    MSE on -1..1  +  LPIPS  +  0.2 DISTS  +  weight of rate * bits a pixel  +  0.05 self-distillation
     (second stage)  +  0.5 * ratio of gradients * adversarial     (`training.adversary`)
 
-The two perceptual terms have the form of LPIPS and of DISTS over the features of a network whose weights the user names
-(`training.perceptual`); they are neither, for no layer is fitted to what people judge, and another network looks.
-Without a file of features they are left out.
+The two perceptual terms look through a network whose weights the user names (`training.perceptual`): both are what they
+are called where it is VGG16, the first also through AlexNet and SqueezeNet 1.1; else they have the form alone, and are
+logged as `likeness` and `texture`.  Without a file of features they are left out.
 Self-distillation is a hinge on the cosine between the denoised latent and the encoder's own, 0.05 relu(1 - 0.5 - cos)
 over the channels of a position (alignment 2 of the paper).
 """
@@ -23,7 +23,7 @@ from ditic_stream.models.paper import backbones
 from ditic_stream.models.paper.network import PaperNetwork
 from ditic_stream.training.losses import self_distillation
 from ditic_stream.training.paper.rate import code
-from ditic_stream.training.perceptual import Features, feature_distance, texture_distance
+from ditic_stream.training.perceptual import Features
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,9 +33,9 @@ class Weights:
     rate: float = 1.0
     """Of a bit a pixel against the distortion."""
     likeness: float = 1.0
-    """Of features compared place by place, LPIPS's form."""
+    """Of features compared place by place, LPIPS or its form."""
     texture: float = 0.2
-    """Of their means and covariances, DISTS's form."""
+    """Of their means and covariances, DISTS or its form."""
     distillation: float = 0.05
     adversarial: float = 0.5
     """Times the ratio of the gradients at the decoder's last layer."""
@@ -76,13 +76,9 @@ def objective(
     parts = {"mse": (shown.pixels - (x_B3HW * 2 - 1)).square().mean()}
     total = parts["mse"]
     if features is not None:
-        seen = (shown.pixels + 1) / 2
-        with torch.no_grad():
-            source = features.taps(x_B3HW)
-        decoded = features.taps(seen)
-        parts["likeness"] = feature_distance(source, decoded).mean()
-        parts["texture"] = texture_distance([x_B3HW, *source], [seen, *decoded]).mean()
-        total = total + weights.likeness * parts["likeness"] + weights.texture * parts["texture"]
+        likeness, texture = (term.mean() for term in features.judge(x_B3HW, (shown.pixels + 1) / 2))
+        parts |= zip(features.names, (likeness, texture), strict=True)
+        total = total + weights.likeness * likeness + weights.texture * texture
     parts["bpp"] = shown.bpp.mean()
     one = torch.ones(shown.latent.shape[1], device=x_B3HW.device)
     parts["distillation"] = self_distillation(shown.latent, shown.denoised, one).mean()

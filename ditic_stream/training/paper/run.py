@@ -26,6 +26,7 @@ from torch import nn
 
 from ditic_stream import __version__
 from ditic_stream.errors import ConfigError
+from ditic_stream.families import attention_asked
 from ditic_stream.models import folder
 from ditic_stream.models.paper.config import MODEL
 from ditic_stream.models.paper.network import PaperNetwork
@@ -82,8 +83,10 @@ class Tuner:
     """State of a run: the network, what of it is trained, the moving average, the optimiser and the clock."""
 
     def __init__(self, config: TuneConfig) -> None:
+        attention_asked()
         torch.set_num_threads(config.threads)
         self.config, self.device = config, torch.device(config.device)
+        self.features = _features(config.features, self.device)
         self.base, self.origin = base_of(config.start)
         self.folder = Path(config.out)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -101,9 +104,6 @@ class Tuner:
         self.optimiser = torch.optim.AdamW(groups(self.trained), lr=config.rate)
         self.weights = Weights(rate=config.weight)
         self.bfloat16 = config.precision == "bfloat16" or (config.precision == "auto" and _multiplies(self.device))
-        self.features = Features(config.features, self.device) if config.features else None
-        if self.features is None:
-            logging.getLogger("ditic_stream").warning("no file of features: the perceptual terms are left out")
         self.adversary = Adversary(1, config.rate, self.device, config.seed) if config.stage == "adversarial" else None
         self.steps, self.elapsed = 0, 0.0
         if (self.folder / "checkpoint.pt").exists():
@@ -211,6 +211,7 @@ class Tuner:
 
     def _report(self, seen: list[dict[str, float]]) -> None:
         line: dict[str, object] = {"step": self.steps, "seconds": round(self.elapsed, 1)}
+        line["perception"] = self.features.words if self.features is not None else None
         if seen:
             line["train"] = {name: sum(one[name] for one in seen) / len(seen) for name in seen[0]}
         line["validation"] = self.evaluate()
@@ -275,6 +276,18 @@ def groups(trained: dict[str, nn.Parameter]) -> list[dict[str, Any]]:
         {"params": matrices, "weight_decay": DECAY},
         {"params": [p for p in trained.values() if id(p) not in held], "weight_decay": 0.0},
     ]
+
+
+def _features(path: str, device: torch.device) -> Features | None:
+    """What judges pictures; a line of log says where it is less than LPIPS and DISTS."""
+    log = logging.getLogger("ditic_stream")
+    if not path:
+        log.warning("no file of features: the perceptual terms are left out")
+        return None
+    features = Features(path, device)
+    exact = features.names == ("lpips", "dists")
+    log.log(logging.INFO if exact else logging.WARNING, "perceptual terms: %s", features.words)
+    return features
 
 
 def _multiplies(device: torch.device) -> bool:
