@@ -2,23 +2,31 @@
 
     python -m benchmarks.ablations DATA ... --out runs/tries [--seeds 0 1] [--steps 400] [--only "without dit"]
     python -m benchmarks.ablations DATA ... --out runs/parts --start small --steps 150 --rate 3e-4
+    python -m benchmarks.ablations DATA ... --out runs/sizes --seconds 90 --batch 4 --seeds 0 1 2 --only reference ...
 
 Every try sees the same crops in the same order as the reference of its seed and takes as many steps; what differs is
 named.  From principal components, the default, seeds differ by more than most tries do, so take several.  With
 `--start` a trained set goes on with a part of it switched off, which says what that part is worth to the rest, as far
-as the rest can make up for it in so many steps.  Tries that are done are not run again.
+as the rest can make up for it in so many steps.  With `--seconds` each try takes as many steps as fit into that much
+CPU time: what a step costs is measured first, of all tries in turn, so that a run repeats on a busy machine too.  Tries
+that are done are not run again.
 
 Prints a table: J is the mean over levels 0, 2, 4, 6 and over pictures of log(bits + weighted distortion), the
 distortion being what training minimises (J), squared error alone (J mse) or 1 - MS-SSIM alone (J structure); a
 hundredth is about one percent of the rate.  J plain is J of crops that are neither blurred nor regraded.  All as
-differences from the reference, by entropy, on held-out crops.
+differences from the reference, by entropy, on held-out crops.  Of several seeds a second table has the mean and, in
+brackets, the standard deviation of these differences.  A try that trains a part of the rate levels is judged at those.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
+import tempfile
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +38,7 @@ from ditic_stream.training.data import USUAL, Crops, Mix, load_pictures
 from ditic_stream.training.evaluation import REPORTED, block_steps
 from ditic_stream.training.losses import STRUCTURE, rate_weight, squared_error, structure_loss
 from ditic_stream.training.objective import Terms
-from ditic_stream.training.settings import TrainConfig
+from ditic_stream.training.settings import ALL_LEVELS, TrainConfig
 from ditic_stream.training.train import Trainer
 
 REFERENCE = {
@@ -50,6 +58,7 @@ class Try:
     changes: dict[str, int] = field(default_factory=dict)
     terms: Terms = field(default_factory=Terms)
     crops: Mix = USUAL
+    levels: tuple[float, float] = ALL_LEVELS
 
 
 PARTS = ("dit", "variance", "condition")
@@ -68,10 +77,15 @@ TRIES |= {
     "latent 128": Try(changes={"latent": 128}),
     "latent 384": Try(changes={"latent": 384}),
     "no context": Try(changes={"context": 0}),
-    "depth 2, dec8 3": Try(changes={"depth": 2, "dec8": 3}),
-    "depth 8, dec8 1": Try(changes={"depth": 8, "dec8": 1}),
     "context 64": Try(changes={"context": 64}),
+    "depth 2, dec 3 4": Try(changes={"depth": 2, "dec8": 3, "dec16": 4}),
+    "depth 8, dec 1 1": Try(changes={"depth": 8, "dec8": 1, "dec16": 1}),
+    "hyper 128": Try(changes={"hyper": 128, "hyper_z": 32}),
+    "levels 0 to 5": Try(levels=(0.0, 5.0)),
+    "levels 2 to 7": Try(levels=(2.0, 7.0)),
 }
+TIMED = 7
+"""Steps by which the time of a step is known, after one that warms up: their median."""
 
 
 def main() -> None:
@@ -81,6 +95,7 @@ def main() -> None:
     parser.add_argument("--check", nargs="+", help="pictures to judge by; without: those training holds out")
     parser.add_argument("--out", type=Path, default=Path("runs/tries"))
     parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--seconds", type=float, default=0.0, help="CPU time of a try, in place of --steps")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--start", default="", help="weights to go on from; tries of other sizes are left out then")
@@ -88,32 +103,63 @@ def main() -> None:
     parser.add_argument("--only", action="append", choices=TRIES, help="repeatable; without: all")
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
-    names = [name for name, one in TRIES.items() if not (arguments.start and one.changes)]
+    names = arguments.only or [name for name, one in TRIES.items() if not (arguments.start and one.changes)]
+    steps = _steps_in(arguments.seconds, names, arguments) if arguments.seconds else {}
+    rows: dict[str, list[tuple[Result, Result]]] = {name: [] for name in names}
     for seed in arguments.seeds:
         reference: Result | None = None
-        for name in arguments.only or names:
+        for name in names:
             folder = arguments.out / f"{name.replace(' ', '-').replace(',', '')}-{seed}"
             result = folder / "result.json"
             if not result.exists():
-                result.write_text(json.dumps(_run(TRIES[name], seed, folder, arguments)))
+                made = _run(TRIES[name], seed, folder, arguments, steps.get(name, arguments.steps))
+                result.write_text(json.dumps(made))
             row = json.loads(result.read_text())
             reference = reference or row
+            rows[name].append((row, reference))
             print(_line(f"{name}, seed {seed}", row, reference), flush=True)
+    if len(arguments.seeds) > 1:
+        print(
+            "\n" + "\n".join(_over_seeds(name, pairs, steps.get(name, arguments.steps)) for name, pairs in rows.items())
+        )
 
 
 Result = dict[str, Any]
 
 
-def _run(one: Try, seed: int, folder: Path, arguments: argparse.Namespace) -> Result:
+def _trainer(one: Try, seed: int, folder: Path, arguments: argparse.Namespace, steps: int) -> Trainer:
     start = arguments.start
-    trainer = Trainer(
+    return Trainer(
         TrainConfig(
             data=tuple(arguments.data), out=str(folder), model="small", start=start, terms=one.terms,
-            crops=one.crops, seed=seed, changes={} if start else REFERENCE | one.changes,
-            without=() if start else one.without, steps=arguments.steps, batch=arguments.batch, rate=arguments.rate,
-            threads=1, device=arguments.device, report=300,
+            crops=one.crops, levels=one.levels, seed=seed, changes={} if start else REFERENCE | one.changes,
+            without=() if start else one.without, steps=steps, batch=arguments.batch, rate=arguments.rate,
+            threads=1, device=arguments.device, report=1e6,
         )
     )  # fmt: skip
+
+
+def _steps_in(seconds: float, names: list[str], arguments: argparse.Namespace) -> dict[str, int]:
+    """Steps that take so many seconds of CPU time; measured once a folder."""
+    kept = arguments.out / "steps.json"
+    known: dict[str, float] = json.loads(kept.read_text()) if kept.exists() else {}
+    if new := [name for name in names if name not in known]:
+        with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(1) as pool:
+            trainers = {name: _trainer(TRIES[name], 0, Path(folder), arguments, 1000) for name in new}
+            took: dict[str, list[float]] = {name: [] for name in new}
+            for _ in range(TIMED + 1):
+                for name, trainer in trainers.items():
+                    began = time.process_time()
+                    trainer._step(pool, 0.5)
+                    took[name].append(time.process_time() - began)
+        known |= {name: statistics.median(some[1:]) for name, some in took.items()}
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        kept.write_text(json.dumps(known))
+    return {name: max(round(seconds / known[name]), 1) for name in names}
+
+
+def _run(one: Try, seed: int, folder: Path, arguments: argparse.Namespace, steps: int) -> Result:
+    start, trainer = arguments.start, _trainer(one, seed, folder, arguments, steps)
     if start:
         for part in one.without:
             _switch_off(part, trainer)
@@ -126,6 +172,7 @@ def _run(one: Try, seed: int, folder: Path, arguments: argparse.Namespace) -> Re
     )
     return {
         "seconds": seconds,
+        "levels": one.levels,
         "parameters": sum(p.numel() for p in trainer.network.parameters()),
         "quality": judge(trainer.averaged, x) | {"J plain": judge(trainer.averaged, plain)["J"]},
         "steps": [row["32"] for row in block_steps(trainer.averaged, trainer.device)],
@@ -163,20 +210,36 @@ def judge(network: Network, x_B3HW: torch.Tensor) -> dict[str, list[float]]:
     return quality
 
 
-def _line(name: str, row: Result, reference: Result) -> str:
+LEVELED = ("J", "J mse", "J structure", "J plain")
+
+
+def _differences(row: Result, reference: Result) -> dict[str, list[float]]:
+    """From the reference, at the levels that the try was trained for."""
+    low, high = row.get("levels", ALL_LEVELS)
+    at = [place for place, level in enumerate(REPORTED) if low <= level <= high]
     quality, other = row["quality"], reference["quality"]
+    return {key: [quality[key][i] - other[key][i] for i in at] for key in LEVELED if key in quality and key in other}
 
-    def mean(values: list[float]) -> float:
-        return sum(values) / len(values)
 
-    cells = [
-        f"{mean(quality[key]) - mean(other[key]):+.3f}" if key in quality and key in other else "-"
-        for key in ("J", "J mse", "J structure", "J plain")
-    ]
-    by_level = " / ".join(f"{a - b:+.3f}" for a, b in zip(quality["J"], other["J"], strict=True))
+def _line(name: str, row: Result, reference: Result) -> str:
+    off = _differences(row, reference)
+    cells = [f"{statistics.mean(off[key]):+.3f}" if key in off else "-" for key in LEVELED]
+    by_level = " / ".join(f"{value:+.3f}" for value in off["J"])
     at_borders = " / ".join(f"{s:.2f}" for s in row["steps"])
     millions, minutes = row["parameters"] / 1e6, row["seconds"] / 60
     return f"| {name} | {' | '.join(cells)} | {by_level} | {at_borders} | {millions:.2f} M | {minutes:.1f} |"
+
+
+def _over_seeds(name: str, pairs: list[tuple[Result, Result]], steps: int) -> str:
+    def cell(values: Sequence[float]) -> str:
+        return f"{statistics.mean(values):+.3f} ({statistics.stdev(values):.3f})"
+
+    off = [_differences(*pair) for pair in pairs]
+    cells = [
+        cell([statistics.mean(one[key]) for one in off]) if all(key in one for one in off) else "-" for key in LEVELED
+    ]
+    by_level = " / ".join(cell(values) for values in zip(*(one["J"] for one in off), strict=True))
+    return f"| {name} | {steps} | {' | '.join(cells)} | {by_level} |"
 
 
 if __name__ == "__main__":

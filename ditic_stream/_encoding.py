@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import resource
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 
 from ditic_stream import _allocator
 from ditic_stream._layout import Layout
+from ditic_stream._pace import Spent, stopwatch
 from ditic_stream._paths import Place
 from ditic_stream._shard import pack_mask
 from ditic_stream.archive import PREVIEW_SCALE, ShardWriter
@@ -56,9 +56,7 @@ class Receipt:
     outside: int
     """Samples beyond what the networks are shown."""
     samples: int
-    seconds: float
-    busy: float
-    """Seconds of them in which the thread that codes had a core."""
+    spent: Spent
     memory: int
     """Highest resident bytes of the worker so far."""
     device: str = "cpu"
@@ -129,7 +127,7 @@ class EncodeShard:
 
 def _code_shard(coder: TileCoder, writer: ShardWriter | None, shard: TileKey, note: Note) -> Receipt:
     """Code all tiles of a shard and write it; without a writer, `shard` is the one tile that is coded."""
-    began, busy, grid = time.monotonic(), time.thread_time(), coder.grid
+    spent, grid = stopwatch(), coder.grid
     keys = list(grid.tiles_of(shard)) if writer is not None else [shard]
     coded: dict[TileKey, CodedTile] = {}
     for key in keys:
@@ -155,8 +153,7 @@ def _code_shard(coder: TileCoder, writer: ShardWriter | None, shard: TileKey, no
         pixels=sum(area(grid.core(key)) for key in keys),
         outside=sum(tile.outside for tile in coded.values()),
         samples=sum(area(grid.core(key)) for key in keys) * len(coder.radiometry.bands),
-        seconds=max(time.monotonic() - began, 1e-6),
-        busy=max(time.thread_time() - busy, 1e-6),
+        spent=spent(),
         memory=peak_memory(),
     )
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ditic_stream._encoding import TileCoder
+from ditic_stream._pace import NORMAL, Spent, stopwatch, total
 from ditic_stream._paths import Place
 from ditic_stream._shard import index_bytes
 from ditic_stream._sizes import SEAL_BYTES
@@ -54,8 +55,6 @@ ASIDE = 6
 """Steps of q on both sides of the expected one at which the second sample is coded."""
 REFINED = 3
 """Times that sample is coded at most: again where the target does not lie between the two."""
-NORMAL = 1.645
-"""Standard errors of an interval that holds 9 times of 10."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +81,7 @@ class Probed:
     samples: int = 0
     stands_for: int = 1
     """Windows of the scene that this one was drawn from."""
+    spent: Spent = Spent()  # noqa: RUF009 - frozen
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,8 +117,9 @@ class CodeWindows:
 
             def code(probe: Probe) -> Probed:
                 note(probe.key)
+                spent = stopwatch()
                 with naming(probe.key):
-                    return _probe(coder, probe)
+                    return replace(_probe(coder, probe), spent=spent())
 
             yield code
 
@@ -182,6 +183,8 @@ class Forecaster:
         self._windows = windows_of(task.manifest)
         self._small = grid.height * grid.width <= SMALL
         self._count = self._windows.rows * self._windows.cols if self._small else FIRST
+        self.spent = Spent()
+        """What its windows took so far."""
 
     def expect(self, q: int) -> Forecast:
         """Bytes and PSNR at a rate."""
@@ -192,11 +195,13 @@ class Forecaster:
         total, error = self._total(probed, 0)
         return Forecast(bytes=_interval(total, error, len(probed)), psnr=self._psnr(probed), windows=len(probed))
 
-    def quality_for(self, target: int) -> int:
-        """The quality whose records, shard indexes and masks come closest to `target` bytes.
+    def quality_for(self, target: int, beside: int = 0) -> int:
+        """The quality whose records, shard indexes and masks, and `beside` bytes of all else, come closest to `target`
+        bytes.
 
         ConfigError when even the lowest would need more; the best one when nothing needs as many.
         """
+        asked, target = target, max(target - beside, 1)
         first = self._code(FEW if self._small else FIRST, LADDER)
         ladder = np.maximum.accumulate([self._total(first, step)[0] for step in range(len(LADDER))])
         q = _crossing(np.array(LADDER), ladder, target)
@@ -207,10 +212,11 @@ class Forecaster:
             second = self._code(self._count, around)
             sizes = np.array([self._total(second, step)[0] for step in (0, 1)])
             if around[0] == 0 and target < 0.95 * sizes[0]:
-                bpp = [bits_per_pixel(size, self._grid.height, self._grid.width) for size in (target, sizes[0])]
+                least = round(sizes[0]) + beside
+                bpp = [bits_per_pixel(size, self._grid.height, self._grid.width) for size in (asked, least)]
                 raise ConfigError(
-                    f"{target} bytes ({bpp[0]:.4f} bits per pixel) are less than the {sizes[0]:.0f} ({bpp[1]:.4f}) "
-                    "this scene needs at quality 1; give it more"
+                    f"{asked} bytes ({bpp[0]:.4f} bits per pixel) are less than the {least} ({bpp[1]:.4f}) this scene "
+                    f"needs at quality 1{f', {beside} of them for metadata and preview' * bool(beside)}; give it more"
                 )
             q = _crossing(np.array(around), sizes, target)
             if around[0] <= q <= around[1]:
@@ -224,6 +230,7 @@ class Forecaster:
         shown = {int(place) for place in np.linspace(0, len(drawn) - 1, min(most, len(drawn)))} if render else set()
         probes = [Probe(key=key, qs=qs, render=index in shown) for index, (key, _) in enumerate(drawn)]
         done = dict(self._executor.run_unordered(self._task, probes))
+        self.spent = total([self.spent, *(one.spent for one in done.values())])
         return [replace(done[probe], stands_for=part) for probe, (_, part) in zip(probes, drawn, strict=True)]
 
     def _enough(self, error: float, coded: int) -> int:

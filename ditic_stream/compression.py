@@ -25,7 +25,7 @@ from ditic_stream._encoding import Describe, EncodeShard, Receipt, area, peak_me
 from ditic_stream._forecast import CodeWindows, Forecast, Forecaster, at, spread
 from ditic_stream._layout import Layout, format_for
 from ditic_stream._lock import hold, release
-from ditic_stream._pace import seconds_of_run
+from ditic_stream._pace import Spent, seconds_of_run
 from ditic_stream._paths import Name, Place, Uri, everywhere, place_of
 from ditic_stream._store import LOCK, PARTIAL
 from ditic_stream.archive import ArchiveWriter, create_archive, is_there, open_archive, pack_zip, remove_archive
@@ -46,10 +46,14 @@ SAMPLE_TILES, MOST_TILES = 8, 24
 """Tiles a dry run codes to know time and memory: three a worker, in these bounds."""
 QUALITY = 50
 """Unless another, a rate or a size is asked for."""
-FIXED_BYTES, PREVIEW_SHARE = 3500, 0.85
-"""About the bytes of an archive's metadata, and the part of the preview's bytes that compression leaves."""
-ZIP_BYTES, ZIP_OBJECT_BYTES = 600, 106
-"""What a zip adds, once and for each shard of records and preview."""
+PREVIEW_SHARE, PREVIEW_BYTES = 0.85, 45
+"""About the part of the preview's bytes that compression leaves, and what an object of it takes beside."""
+TILE_SIZES, MASK_SIZES = 3, 6
+"""Where an archive says the sizes of its chunks, about the bytes of a record's and of a mask's with its checksum."""
+CAP = 10**5
+"""A length of the longest record that has about as many digits as that of any."""
+ZIP_BYTES, ZIP_OBJECT_BYTES = 22, 76
+"""What a zip adds, once and for each object, beside its name twice."""
 Progress = Callable[[int, int], None]
 
 
@@ -184,7 +188,7 @@ def compress(
             if bpp is not None:
                 manifest = at(manifest, forecaster.quality_for(round(bpp * pixels / 8)))
             elif size is not None:
-                manifest = at(manifest, forecaster.quality_for(size - _fixed(manifest, target)))
+                manifest = at(manifest, forecaster.quality_for(size, _fixed(manifest, target)))
             task = EncodeShard(
                 source=origin,
                 expand_palette=expand_palette,
@@ -195,7 +199,8 @@ def compress(
             )
             start = time.monotonic() - began
             if dry_run:
-                return _estimate(running, task, forecaster.expect(manifest.q), grid, target, start)
+                expected = forecaster.expect(manifest.q)
+                return _estimate(running, task, expected, grid, target, start, forecaster.spent)
             receipts, resumed = _make(running, task, target, overwrite, progress)
     return _result(target, receipts, resumed, time.monotonic() - began)
 
@@ -422,25 +427,36 @@ def _result(target: Place, receipts: list[Receipt], resumed: list[TileKey], seco
 
 
 def _fixed(manifest: Manifest, target: Place) -> int:
-    """About the bytes of metadata and preview."""
-    layout = Layout(manifest)
-    preview = PREVIEW_SHARE * math.prod(layout.preview_shape)
-    zipped = ZIP_BYTES + ZIP_OBJECT_BYTES * layout.grid.shard_rows * layout.grid.shard_cols * 2
-    return round(FIXED_BYTES + preview + (zipped if target.suffix == ".zip" else 0))
+    """About the bytes of metadata and preview, and of the zip around them."""
+    layout = Layout(manifest.finished())
+    documents = [layout.group(), *layout.arrays(CAP).values()]
+    shards = layout.grid.shard_rows * layout.grid.shard_cols
+    beside = PREVIEW_SHARE * math.prod(layout.preview_shape) + PREVIEW_BYTES * shards
+    if layout.sized:
+        beside += layout.grid.rows * layout.grid.cols * (TILE_SIZES + MASK_SIZES * layout.planes) + TILE_SIZES * shards
+    zipped = ZIP_BYTES + sum(ZIP_OBJECT_BYTES + 2 * len(name) for name in layout.names())
+    return round(sum(map(len, documents)) + beside + (zipped if target.suffix == ".zip" else 0))
 
 
 def _estimate(
-    executor: Executor, task: EncodeShard, forecast: Forecast, grid: Grid, target: Place, start: float
+    executor: Executor,
+    task: EncodeShard,
+    forecast: Forecast,
+    grid: Grid,
+    target: Place,
+    start: float,
+    spent: Spent,
 ) -> Estimate:
     """Code a few tiles spread over the scene, for time and memory, and write nothing."""
     count = max(SAMPLE_TILES, min(3 * executor.workers, MOST_TILES))
     keys = spread(grid, count)[: 2 * count]
     receipts = [receipt for _, receipt in executor.run_unordered(replace(task, archive=None), keys)]
-    on_cpu = all(receipt.device == "cpu" for receipt in receipts)  # who waits for a GPU is not kept from a core
-    paces = [(one.pixels, one.seconds, one.busy if on_cpu else one.seconds) for one in receipts]
+    paces = [(one.pixels, one.spent) for one in receipts]
+    if any(receipt.device != "cpu" for receipt in receipts):  # who waits for a GPU is not kept from a core
+        paces, spent = [(size, replace(one, queued=0.0)) for size, one in paces], replace(spent, queued=0.0)
     shards = grid.shard_rows * grid.shard_cols
     seconds, least, most = seconds_of_run(
-        grid.height * grid.width, paces, shards=shards, workers=executor.workers, start=start
+        grid.height * grid.width, paces, others=spent, shards=shards, workers=executor.workers, start=start
     )
     workers = max(receipt.memory for receipt in receipts) * (executor.workers if executor.workers > 1 else 0)
     psnr = forecast.psnr

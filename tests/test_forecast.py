@@ -12,6 +12,7 @@ from pictures import landscape, write_scene
 
 from ditic_stream import _forecast, compare, compression
 from ditic_stream._forecast import _crossing, _error, sample, spread
+from ditic_stream.archive import open_archive
 from ditic_stream.compression import Estimate, Result
 from ditic_stream.config import GridConfig
 from ditic_stream.errors import ConfigError
@@ -110,6 +111,21 @@ def test_a_size_that_is_asked_for_is_met(scene: Path, tmp_path: Path, name: str)
     assert sum(file.stat().st_size for file in files) == pytest.approx(50_000, rel=0.05)
 
 
+@pytest.mark.parametrize("name", ["a.ditic.zip", "a.ditic"])
+@pytest.mark.parametrize("nodata", [None, 0])
+def test_what_an_archive_holds_beside_records_is_known_before(tmp_path: Path, name: str, nodata: int | None) -> None:
+    """So that a size is met by a small archive too, of which metadata are a quarter."""
+    pixels = landscape(300, 600)
+    pixels[:90, :200] = 0
+    source = write_scene(tmp_path / "scene.tif", pixels, nodata=nodata)
+    archive = tmp_path / name
+    result: Result = run(source, archive, tile=256, quality=40)
+    files = [archive] if name.endswith("zip") else [path for path in archive.rglob("*") if path.is_file()]
+    with open_archive(archive) as found:
+        expected = compression._fixed(found.manifest, archive)
+    assert expected == pytest.approx(sum(file.stat().st_size for file in files) - result.bytes, abs=200)
+
+
 @pytest.mark.usefixtures("sampled")
 def test_what_a_dry_run_expects_comes(scene: Path, tmp_path: Path) -> None:
     expected: Estimate = run(scene, tmp_path / "a.ditic", quality=40, dry_run=True)
@@ -133,10 +149,18 @@ def test_more_than_the_scene_needs_gives_the_best(scene: Path, tmp_path: Path) -
     assert run(scene, tmp_path / "a.ditic", bpp=60, dry_run=True).quality == 100
 
 
-def test_less_than_the_scene_needs_is_refused_with_what_it_does(scene: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="needs at quality 1"):
-        run(scene, tmp_path / "a.ditic", size=9000)
+@pytest.mark.parametrize("size", [9000, 100])
+def test_less_than_the_scene_needs_is_refused_with_what_it_does(scene: Path, tmp_path: Path, size: int) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"^{size} bytes .* needs at quality 1, \d+ of them for metadata and preview"
+    ):
+        run(scene, tmp_path / "a.ditic", size=size)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_rate_the_scene_cannot_have_is_refused_with_the_one_it_can(scene: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"\(0\.0001 bits per pixel\) .* needs at quality 1; give it more"):
+        run(scene, tmp_path / "a.ditic", bpp=0.0001)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -91,6 +92,43 @@ def test_training_goes_on_from_its_checkpoint_and_exports(pictures: Path, tmp_pa
     codec = load_codec(str(tmp_path / "run" / "weights.safetensors"))
     assert codec.info.config["latent"] == PRESETS["tiny"].latent
     assert codec.info.licence == "CC-BY-SA-4.0"
+
+
+def test_a_folder_that_holds_another_run_is_refused_before_pictures_are_read(pictures: Path, tmp_path: Path) -> None:
+    steps(first := Trainer(tiny_run(pictures, tmp_path / "run", steps=2, threads=1)), 1)
+    first._save()
+    assert Trainer(tiny_run(pictures, tmp_path / "run", steps=4, threads=2)).steps == 1
+    for other in ({"model": "small"}, {"without": ("dit",)}, {"seed": 1}, {"start": "tiny"}, {"levels": (0.0, 5.0)}):
+        with pytest.raises(ConfigError, match=f"holds a run of another {next(iter(other))} .* another folder"):
+            Trainer(tiny_run(tmp_path / "nothing", tmp_path / "run", steps=2, **other))
+
+
+def test_reports_come_after_so_many_seconds_of_training_however_long_they_take(pictures: Path, tmp_path: Path) -> None:
+    trainer = Trainer(tiny_run(pictures, tmp_path / "run", steps=20, threads=1, report=0.2))
+    reported = []
+
+    def step(pool: object, part: float) -> torch.Tensor:
+        time.sleep(0.02)
+        trainer.steps += 1
+        return torch.zeros(4)
+
+    def report(parts: object) -> None:
+        time.sleep(0.3)
+        reported.append(trainer.steps)
+
+    with pytest.MonkeyPatch.context() as slow:
+        slow.setattr(trainer, "_step", step)
+        slow.setattr(trainer, "_report", report)
+        trainer.train()
+    assert reported[0] == 0 and reported[-1] == 20
+    assert len(reported) <= 7
+
+
+def test_levels_that_are_trained_are_a_range_of_those_there_are() -> None:
+    assert TrainConfig(data=("x",), out="y", levels=(2, 7)).levels == (2, 7)
+    for levels in ((-1.0, 7.0), (3.0, 3.0), (0.0, 8.0)):
+        with pytest.raises(ConfigError, match="levels"):
+            TrainConfig(data=("x",), out="y", levels=levels)
 
 
 def test_settings_out_of_bounds_are_refused() -> None:

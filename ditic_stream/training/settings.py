@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 
 from ditic_stream.errors import ConfigError
-from ditic_stream.models.config import PRESETS, ModelConfig
+from ditic_stream.models.config import LEVELS, PRESETS, ModelConfig
 from ditic_stream.models.weights import LICENCE_LENGTH, NOT_STATED
 from ditic_stream.training import SEED_MAX
 from ditic_stream.training.data import USUAL, Mix
@@ -25,6 +25,8 @@ switches each off in the network.  The third, self-distillation, is a term of th
 RATE, RATE_FROM_A_SET = 1e-3, 3e-4
 """Learning rates where none is said: from scratch and in the entropy stage, and of all networks of a trained set, which
 the former would undo first."""
+ALL_LEVELS = (0.0, float(LEVELS - 1))
+"""The first and the last rate level."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +70,8 @@ class TrainConfig:
     """Of the networks' activations: "bfloat16", "float32", or "auto", bfloat16 where the hardware multiplies it (where
     it does not, that is eight times slower than float32)."""
     seed: int = 0
+    levels: tuple[float, float] = ALL_LEVELS
+    """Rate levels that crops are trained at; a narrower range leaves the others as the start has them."""
     terms: Terms = field(default_factory=Terms)
     """What is minimised beside the rate."""
     crops: Mix = USUAL
@@ -94,6 +98,8 @@ class TrainConfig:
             raise ConfigError(f"without {sorted(unknown)[0]!r} is not one of {', '.join(SWITCHES)}; choose of these")
         if self.start and self.without:
             raise ConfigError("a set to start from has its architecture already; leave parts out from scratch")
+        if not ALL_LEVELS[0] <= self.levels[0] < self.levels[1] <= ALL_LEVELS[1]:
+            raise ConfigError(f"levels {self.levels} are no range within 0..{LEVELS - 1}; that is all of them")
         if self.even_levels and not self.start:
             raise ConfigError("levels are spaced evenly from those of a trained set; name one to start from")
         if self.precision not in ("auto", "bfloat16", "float32"):

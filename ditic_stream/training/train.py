@@ -23,8 +23,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ditic_stream.errors import ConfigError
 from ditic_stream.families import attention_asked
-from ditic_stream.models.config import LEVELS, PRESETS
+from ditic_stream.models.config import PRESETS
 from ditic_stream.models.network import Network
 from ditic_stream.models.weights import load_weights
 from ditic_stream.training.adversary import Adversary
@@ -45,6 +46,8 @@ HARD_FROM, HARD_SHARE = 0.35, 0.5
 ALL_HARD_FROM = 0.6
 """From this part of an entropy stage on, all of it: scales are to fit what is coded; means learn from noisy symbols."""
 
+RUN = ("model", "changes", "without", "stage", "start", "side", "seed", "levels")
+"""Settings a run cannot change on its way; data may move, and steps, minutes and threads may be others."""
 Progress = Callable[[int, int], None]
 """Told after each step the seconds that are done and in all; of a run by steps, the latter is a forecast."""
 
@@ -71,6 +74,7 @@ class Trainer:
         )
         self.folder = Path(config.out)
         self.folder.mkdir(parents=True, exist_ok=True)
+        kept_state = self._kept()
         pictures = Pictures(load_pictures(config.data, config.memory, config.seed), self.device)
         numbers = range(len(pictures))
         held_out = pictures.chosen(list(numbers[VALIDATION_EVERY // 2 :: VALIDATION_EVERY]) or [0])
@@ -100,8 +104,8 @@ class Trainer:
         self.adversary = (
             Adversary(replicas, config.learning_rate, self.device, config.seed) if self.terms.adversarial else None
         )
-        if (self.folder / "checkpoint.pt").exists():
-            self._restore()
+        if kept_state is not None:
+            self._restore(kept_state)
         self.critics = [Critics(features=features, adversary=self.adversary, replica=i) for i in range(replicas)]
         self.replicas = [self.network, *(_sharing(self.network) for _ in range(replicas - 1))]
         seeds = (1000 * config.seed + 10 + replica for replica in range(replicas))
@@ -125,10 +129,10 @@ class Trainer:
                 if progress:
                     progress(round(self.elapsed), round(self.elapsed / max(self._part(), 1e-9)))
                 if self.elapsed - last > self.config.report:
-                    last = self.elapsed
                     self._save()
                     self._report(reported)
                     reported.clear()
+                    last = time.monotonic() - began
         self._save()
         self._report(reported)
 
@@ -174,7 +178,8 @@ class Trainer:
         config, network, crops = self.config, self.replicas[index], self.crops[index]
         x = crops.batch(config.batch // len(self.replicas)).contiguous(memory_format=torch.channels_last)
         network.codec.noise = crops.noise
-        level = torch.rand(len(x), generator=crops.random).to(self.device) * (LEVELS - 1)
+        low, high = config.levels
+        level = low + torch.rand(len(x), generator=crops.random).to(self.device) * (high - low)
         anchor = (0, 0)
         if float(torch.rand((), generator=crops.random)) < 0.25:
             anchor = (
@@ -222,8 +227,22 @@ class Trainer:
         torch.save(state, partial)
         os.replace(partial, self.folder / "checkpoint.pt")
 
-    def _restore(self) -> None:
-        state = torch.load(self.folder / "checkpoint.pt", weights_only=True, map_location=self.device)
+    def _kept(self) -> dict[str, Any] | None:
+        """The checkpoint that is there; ConfigError when it is one of another run."""
+        path = self.folder / "checkpoint.pt"
+        if not path.exists():
+            return None
+        state: dict[str, Any] = torch.load(path, weights_only=True, map_location=self.device)
+        for name in RUN:
+            ours, theirs = (_comparable(settings.get(name)) for settings in (asdict(self.config), state["config"]))
+            if ours != theirs and name in state["config"]:
+                raise ConfigError(
+                    f"{self.folder} holds a run of another {name} ({theirs or 'none'}, not {ours or 'none'}); give the "
+                    "settings it was begun with, or another folder"
+                )
+        return state
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
         self.averaged.load_state_dict(state["averaged"])
         self.optimiser.load_state_dict(state["optimiser"])
@@ -231,6 +250,11 @@ class Trainer:
         self.terms = _going_on(self.terms, state["config"])
         if self.adversary is not None and (kept := state.get("adversary")):
             self.adversary.restore(kept)
+
+
+def _comparable(setting: Any) -> Any:
+    """A setting of now or of a checkpoint; self-distillation was a part to leave out once."""
+    return [part for part in setting if part != "distillation"] if isinstance(setting, list | tuple) else setting
 
 
 def _going_on(terms: Terms, began: Mapping[str, Any]) -> Terms:
