@@ -136,6 +136,11 @@ class Scene:
         return self._levels.count
 
     @property
+    def dimensions(self) -> tuple[int, int]:
+        """(width, height) of the scene, as of level 0."""
+        return self.level_dimensions[0]
+
+    @property
     def level_dimensions(self) -> tuple[tuple[int, int], ...]:
         """(width, height) of each level: those of the scene over 2^level, rounded up."""
         shapes = [self._levels.shape(level) for level in range(self.level_count)]
@@ -145,6 +150,16 @@ class Scene:
     def level_downsamples(self) -> tuple[float, ...]:
         """Scene pixels a pixel of each level covers a side."""
         return tuple(float(1 << level) for level in range(self.level_count))
+
+    def get_best_level_for_downsample(self, downsample: float) -> int:
+        """The coarsest level that is no coarser than `downsample` scene pixels a side; 0 below 1, as in OpenSlide.
+
+        ConfigError for what is no number.
+        """
+        try:
+            return max((level for level, each in enumerate(self.level_downsamples) if each <= downsample), default=0)
+        except TypeError:
+            raise ConfigError(f"a downsample of {downsample!r:.40}; give a number, such as 4.0") from None
 
     # --- pixels
 

@@ -253,6 +253,8 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(whole: Tuner, sett
         assert all(torch.equal(tensor, theirs[name]) for name, tensor in mine.items())
     with pytest.raises(ConfigError, match="a run of rank 4, not 5"):
         Tuner(replace(out, rank=5))
+    with pytest.raises(ConfigError, match=r"a run of rate weight .*, not 1\.5"):
+        Tuner(replace(out, rate_weight=1.5))
     shutil.rmtree(out.out)
 
 

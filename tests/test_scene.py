@@ -419,6 +419,11 @@ def test_regions_are_read_as_openslide_reads_them(plain: tuple[Path, np.ndarray,
     with ditic_stream.open(archive) as scene:
         assert (scene.level_count, scene.level_downsamples) == (5, (1.0, 2.0, 4.0, 8.0, 16.0))
         assert scene.level_dimensions == ((810, 700), (405, 350), (203, 175), (102, 88), (51, 44))
+        assert scene.dimensions == (810, 700)
+        asked = (0.3, 1, 1.99, 2, 9, 16, 1000)
+        assert [scene.get_best_level_for_downsample(each) for each in asked] == [0, 0, 0, 1, 3, 4, 4]
+        with pytest.raises(ConfigError, match="a downsample of 'x'"):
+            scene.get_best_level_for_downsample("x")  # type: ignore[arg-type]
         inside = scene.read_region((200, 100), 0, (50, 70))
         assert (inside == expected[100:170, 200:250]).all()
         beyond = scene.read_region((-5, 690), 0, (20, 30))

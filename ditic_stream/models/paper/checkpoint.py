@@ -132,7 +132,7 @@ def read_pickle(path: Path) -> tuple[dict[str, Tensor], int]:
         reason = str(error).strip().partition("\n")[0].partition(". ")[0][:160]
         raise WeightsError(
             f"{path.name} cannot be read as a checkpoint, or holds more than tensors ({type(error).__name__}: "
-            f"{reason}); fetch it again from its authors"
+            f"{reason}); fetch it again: a checkpoint from its authors, a bundle from who exported it"
         ) from error
     for _ in range(2):
         if isinstance(data, Mapping) and not any(_part(key) for key in data):

@@ -238,10 +238,11 @@ class Tuner:
         state = torch.load(path, weights_only=True, map_location=self.device, mmap=True)
         if state.get("base") != self.origin["sha256"]:
             raise ConfigError(f"{path} is of a run from another set than {self.config.start}; take another --out")
-        for what in ("stage", "rank"):
+        for what in ("stage", "rank", "rate_weight"):
             if state["config"][what] != getattr(self.config, what):
                 raise ConfigError(
-                    f"{path} is of a run of {what} {state['config'][what]}, not {getattr(self.config, what)}; "
+                    f"{path} is of a run of {what.replace('_', ' ')} {state['config'][what]}, "
+                    f"not {getattr(self.config, what)}; "
                     "take another --out"
                 )
         with torch.no_grad():
