@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from ditic_stream.errors import ConfigError
@@ -44,3 +47,9 @@ def test_a_variable_that_asks_for_what_there_is_not_is_found_before_anything_is_
     monkeypatch.setenv(ATTENTION_VARIABLE, "flash")
     with pytest.raises(ConfigError, match="DITIC_ATTENTION is 'flash'; use one of auto, sdpa, xformers"):
         check_environment("small", "cpu")
+
+
+def test_what_weights_are_called_here_is_known_without_torch():
+    """So that workers of another codec, and all that only names a set, do not load it."""
+    code = "import sys, ditic_stream.models.names; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
