@@ -115,6 +115,75 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
         load_pictures([tmp_path])
 
 
+def pictures_in(folder: Path, *names: str) -> Path:
+    folder.mkdir(exist_ok=True)
+    for number, name in enumerate(names):
+        (folder / name).write_bytes(imagecodecs.png_encode(landscape(260, 270, seed=number)))
+    return folder
+
+
+@pytest.mark.parametrize("data", [b"", b"\0\5\x16\7", b"GIF89a"])
+@pytest.mark.parametrize("name", ["b.png", "b.jpg", "b.webp"])
+def test_a_file_that_is_no_picture_is_named_with_its_folder_among_good_ones(
+    tmp_path: Path, name: str, data: bytes
+) -> None:
+    bad = pictures_in(tmp_path / "some", "a.png") / name
+    bad.write_bytes(data)
+    with pytest.raises(SourceError) as caught:
+        load_pictures([tmp_path])
+    assert str(caught.value).startswith(f"{bad} is no PNG, JPEG or WebP")
+
+
+def test_what_macos_lays_beside_files_is_passed_over_in_folders_and_tars(tmp_path: Path) -> None:
+    folder = pictures_in(tmp_path / "some", "a.png")
+    (folder / "._a.png").write_bytes(b"\0\5\x16\7")
+    with tarfile.open(tmp_path / "some.tar", "w") as tar:
+        tar.add(folder, "some")
+    assert len(load_pictures([folder])) == len(load_pictures([tmp_path / "some.tar"])) == 1
+
+
+def test_what_is_given_and_cannot_be_trained_on_is_not_passed_over(tmp_path: Path) -> None:
+    good = pictures_in(tmp_path / "some", "a.png")
+    for name, given in (("x.tgz", "x.tgz"), ("scene.jp2", "scene.jp2"), ("list.txt", "scene.jp2")):
+        (tmp_path / name).write_text("some\nscene.jp2\n" if name == "list.txt" else "")
+        with pytest.raises(SourceError, match=rf"{given} is no folder, no list .* unpack or convert"):
+            load_pictures([good, tmp_path / name])
+
+
+@pytest.mark.parametrize("how", ["none", "cut", "packed"])
+def test_a_tar_that_is_none_or_cut_off_or_compressed_is_named(tmp_path: Path, how: str) -> None:
+    good = pictures_in(tmp_path / "some", "a.png", "b.png")
+    path = tmp_path / "all.tar"
+    with tarfile.open(path, "w:gz" if how == "packed" else "w") as tar:
+        tar.add(good, "some")
+    if how != "packed":
+        path.write_bytes(path.read_bytes()[:200_000] if how == "cut" else b"no tar")
+    with pytest.raises(SourceError, match=r"all\.tar is no whole, uncompressed tar"):
+        load_pictures([path])
+
+
+def test_a_damaged_scene_in_a_tar_is_named_and_not_its_temporary_file_alone(tmp_path: Path) -> None:
+    scene = write(tmp_path / "scene.tif", sensor(300, 300))
+    scene.write_bytes(scene.read_bytes()[:100])
+    with tarfile.open(tmp_path / "all.tar", "w") as tar:
+        tar.add(scene, "deep/scene.tif")
+    with pytest.raises(SourceError, match=r"all\.tar: deep/scene\.tif"):
+        load_pictures([tmp_path / "all.tar"])
+
+
+def test_lists_may_name_lists_but_not_themselves_and_are_utf8(tmp_path: Path) -> None:
+    pictures_in(tmp_path / "some", "a.png")
+    (tmp_path / "inner.lst").write_bytes(b"\xef\xbb\xbfsome\r\n# spring\r\n")
+    (tmp_path / "outer.txt").write_text("inner.lst\nsome/a.png\ninner.lst\n")
+    assert len(load_pictures([tmp_path / "outer.txt"])) == 3
+    (tmp_path / "inner.lst").write_text("outer.txt\n")
+    with pytest.raises(SourceError, match=r"outer\.txt is a list that leads to itself"):
+        load_pictures([tmp_path / "outer.txt"])
+    (tmp_path / "inner.lst").write_bytes("sch\xf6n.png\n".encode("latin-1"))
+    with pytest.raises(SourceError, match=r"inner\.lst is a list that is not in UTF-8"):
+        load_pictures([tmp_path / "outer.txt"])
+
+
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A 16-bit scene, and weights from a few steps on it from a published set, as docs/train.md has it."""

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import imagecodecs
 import numpy as np
@@ -37,6 +37,14 @@ if TYPE_CHECKING:
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp"}
 LISTS = {".txt", ".lst"}
+BESIDE = "._"
+"""How names begin of what macOS lays beside files in folders and tar archives; no pictures, whatever their suffix."""
+DECODERS: dict[bytes, Callable[[bytes], NDArray[Any]]] = {
+    b"\xff\xd8": imagecodecs.jpeg8_decode,
+    b"\x89PNG": imagecodecs.png_decode,
+    b"RIFF": imagecodecs.webp_decode,
+}
+"""By how a file begins.  imagecodecs.imread tries every decoder it has, some of which crash on an empty file."""
 MIN_SIDE = 256
 """Pixels; smaller pictures hold no crop and are left out."""
 WINDOW = 1024
@@ -99,34 +107,54 @@ class _Kept:
         return [picture for _, _, pictures in sorted(self.pictures, key=lambda one: one[1]) for picture in pictures]
 
 
-def _files(path: Path | str) -> Iterator[Found]:
+def _files(path: Path | str, within: tuple[Path, ...] = ()) -> Iterator[Found]:
+    """within: the lists that led here."""
     if "://" in str(path):
-        yield Found(str(path).rsplit("/", 1)[-1], None, str(path))
+        yield Found(str(path), None, str(path))
         return
     path = Path(path)
+    suffix = path.suffix.lower()
     if path.is_dir():
         for child in sorted(path.iterdir()):
-            if child.is_dir() or child.suffix.lower() in SUFFIXES | {".tar"}:
-                yield from _files(child)
+            if child.is_dir() or (child.suffix.lower() in SUFFIXES | {".tar"} and not child.name.startswith(BESIDE)):
+                yield from _files(child, within)
     elif not path.exists():
         raise SourceError(f"{path} does not exist; give a folder, a tar file, a list or a picture")
-    elif path.suffix.lower() == ".tar":
+    elif suffix == ".tar":
         yield from _members(path)
-    elif path.suffix.lower() in LISTS:
-        for line in map(str.strip, path.read_text().splitlines()):
+    elif suffix in LISTS:
+        if path.resolve() in within:
+            raise SourceError(f"{path} is a list that leads to itself; take that line out")
+        for line in map(str.strip, _lines(path)):
             if line and not line.startswith("#"):
-                yield from _files(line if "://" in line else path.parent / line)
-    elif path.suffix.lower() in SUFFIXES:
-        yield Found(path.name, None, str(path))
+                yield from _files(line if "://" in line else path.parent / line, (*within, path.resolve()))
+    elif suffix in SUFFIXES:
+        yield Found(str(path), None, str(path))
+    else:
+        kinds = ", ".join(sorted(SUFFIXES))
+        raise SourceError(
+            f"{path} is no folder, no list (.txt, .lst), no uncompressed tar file (.tar) and no picture or scene "
+            f"({kinds}); unpack or convert it"
+        )
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise SourceError(f"{path} is a list that is not in UTF-8 ({error}); save it as such") from error
 
 
 def _members(path: Path) -> Iterator[Found]:
-    with tarfile.open(path) as tar:
-        places = [
-            (member.name, member.offset_data, member.size)
-            for member in tar
-            if member.isfile() and not member.issparse() and Path(member.name).suffix.lower() in SUFFIXES
-        ]
+    try:
+        with tarfile.open(path, "r:") as tar:
+            places = [
+                (member.name, member.offset_data, member.size)
+                for member in tar
+                if member.isfile() and not member.issparse() and _is_picture(member.name)
+            ]
+    except tarfile.TarError as error:
+        raise SourceError(f"{path} is no whole, uncompressed tar file ({error}); unpack it, or pack it anew") from error
 
     def read(offset: int, size: int) -> bytes:
         with path.open("rb") as file:
@@ -134,7 +162,11 @@ def _members(path: Path) -> Iterator[Found]:
             return file.read(size)
 
     for name, offset, size in places:
-        yield Found(name, lambda offset=offset, size=size: read(offset, size))  # type: ignore[misc]
+        yield Found(f"{path}: {name}", lambda offset=offset, size=size: read(offset, size))  # type: ignore[misc]
+
+
+def _is_picture(name: str) -> bool:
+    return Path(name).suffix.lower() in SUFFIXES and not Path(name).name.startswith(BESIDE)
 
 
 def _plain(found: Found) -> NDArray[np.uint8] | None:
@@ -142,8 +174,13 @@ def _plain(found: Found) -> NDArray[np.uint8] | None:
     if found.name.lower().endswith((".tif", ".tiff")) or "://" in found.path:
         return None
     data = found.open() if found.open else Path(found.path).read_bytes()
+    decode = next((one for start, one in DECODERS.items() if data.startswith(start)), None)
+    if decode is None and data.startswith((b"II", b"MM")):  # a TIFF of another name
+        return None
+    if decode is None:
+        raise SourceError(f"{found.name} is no PNG, JPEG or WebP picture; remove it from the training set")
     try:
-        array = np.asarray(imagecodecs.imread(data))
+        array = np.asarray(decode(data))
     except Exception as error:  # imagecodecs raises a class per codec
         raise SourceError(f"{found.name} cannot be decoded ({error}); remove it from the training set") from error
     webp = found.name.lower().endswith(".webp")
@@ -164,8 +201,11 @@ def _source(found: Found) -> Iterator[Source]:
     with tempfile.NamedTemporaryFile(suffix=Path(found.name).suffix) as file:
         file.write(found.open())
         file.flush()
-        with open_source(file.name, expand_palette=True) as source:
-            yield source
+        try:
+            with open_source(file.name, expand_palette=True) as source:
+                yield source
+        except SourceError as error:  # it names the temporary file
+            raise SourceError(f"{found.name}: {error}") from error
 
 
 def _take(found: Found, kept: _Kept) -> None:
