@@ -58,6 +58,15 @@ def test_an_ordinary_picture_comes_as_it_is_from_folder_tar_and_list(tmp_path: P
         assert len(found) == count and all(torch.equal(one, expected) for one in found)
 
 
+def test_a_scene_is_known_by_what_is_in_it(tmp_path: Path) -> None:
+    (tmp_path / "some").mkdir()
+    scene = write(tmp_path / "some/slide.svs", sensor(300, 310, bands=3))
+    for name in ("some/big.btf", "some/wrong.png", "some/unknown.xyz"):
+        (tmp_path / name).write_bytes(scene.read_bytes())
+    assert len(load_pictures([tmp_path / "some"])) == 3
+    assert len(load_pictures([tmp_path / "some/unknown.xyz"])) == 1  # asked for by its name
+
+
 def test_16_bit_bands_come_in_threes_stretched_as_the_codec_does(tmp_path: Path) -> None:
     pixels = sensor(400, 500)
     write(tmp_path / "scene.tif", pixels)

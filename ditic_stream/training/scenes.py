@@ -35,7 +35,8 @@ from ditic_stream.reader import Source, open_source
 if TYPE_CHECKING:
     from ditic_stream.radiometry import Radiometry
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp"}
+SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".btf", ".tf8", ".svs", ".webp"}
+"""Of what is taken from folders and tar files; a file that is named itself may have another."""
 LISTS = {".txt", ".lst"}
 BESIDE = "._"
 """How names begin of what macOS lays beside files in folders and tar archives; no pictures, whatever their suffix."""
@@ -45,6 +46,8 @@ DECODERS: dict[bytes, Callable[[bytes], NDArray[Any]]] = {
     b"RIFF": imagecodecs.webp_decode,
 }
 """By how a file begins.  imagecodecs.imread tries every decoder it has, some of which crash on an empty file."""
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+"""How a TIFF begins."""
 MIN_SIDE = 256
 """Pixels; smaller pictures hold no crop and are left out."""
 WINDOW = 1024
@@ -128,7 +131,7 @@ def _files(path: Path | str, within: tuple[Path, ...] = ()) -> Iterator[Found]:
         for line in map(str.strip, _lines(path)):
             if line and not line.startswith("#"):
                 yield from _files(line if "://" in line else path.parent / line, (*within, path.resolve()))
-    elif suffix in SUFFIXES:
+    elif suffix in SUFFIXES or _head(path).startswith((*TIFF, *DECODERS)):
         yield Found(str(path), None, str(path))
     else:
         kinds = ", ".join(sorted(SUFFIXES))
@@ -136,6 +139,11 @@ def _files(path: Path | str, within: tuple[Path, ...] = ()) -> Iterator[Found]:
             f"{path} is no folder, no list (.txt, .lst), no uncompressed tar file (.tar) and no picture or scene "
             f"({kinds}); unpack or convert it"
         )
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(4)
 
 
 def _lines(path: Path) -> list[str]:
@@ -171,12 +179,12 @@ def _is_picture(name: str) -> bool:
 
 def _plain(found: Found) -> NDArray[np.uint8] | None:
     """An 8-bit grey or RGB picture (3, rows, columns), whole; None for what the reader has to look at."""
-    if found.name.lower().endswith((".tif", ".tiff")) or "://" in found.path:
+    if "://" in found.path or (found.path and _head(Path(found.path)) in TIFF):
         return None
     data = found.open() if found.open else Path(found.path).read_bytes()
-    decode = next((one for start, one in DECODERS.items() if data.startswith(start)), None)
-    if decode is None and data.startswith((b"II", b"MM")):  # a TIFF of another name
+    if data.startswith(TIFF):
         return None
+    decode = next((one for start, one in DECODERS.items() if data.startswith(start)), None)
     if decode is None:
         raise SourceError(f"{found.name} is no PNG, JPEG or WebP picture; remove it from the training set")
     try:
