@@ -5,12 +5,11 @@ In: the `log.jsonl` of a run.  Out: `curves.png` beside it; nothing where matplo
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
-from typing import Any
 
 from ditic_stream.training.evaluation import REPORTED
+from ditic_stream.training.keeping import read_lines
 
 PANELS = (("log_j", "log of rate plus distortion"), ("bpp", "bits per pixel"), ("psnr", "PSNR dB"))
 """Figures of the held-out crops that are drawn, a line for each reported level."""
@@ -24,7 +23,7 @@ def draw(log: Path) -> Path | None:
     except ImportError:
         logging.getLogger("ditic_stream").info("no curves.png without matplotlib: pip install 'ditic-stream[train]'")
         return None
-    lines: list[dict[str, Any]] = [json.loads(line) for line in log.read_text().splitlines()]
+    lines = read_lines(log)
     if len(lines) < 2:
         return None
     minutes = [line["seconds"] / 60 for line in lines]

@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ditic_stream.config import Q_MAX
 from ditic_stream.entropy import ACTIVATION_MAX, EXACT, EntropyModel
+from ditic_stream.errors import WeightsError
 from ditic_stream.models.config import LOG_SCALE_MIN, LOG_SCALE_STEP, Q_STEPS, SCALES
 from ditic_stream.models.latent_codec import CONTEXT_STEPS, Z_MAX, at_level, compress
 from ditic_stream.models.names import WEIGHTS_FORMAT
@@ -29,12 +29,14 @@ from ditic_stream.models.network import Network
 from ditic_stream.models.weights import FLOAT32, INTEGER, NOT_STATED
 from ditic_stream.rans import TOTAL
 from ditic_stream.training.data import Crops
+from ditic_stream.training.keeping import save_weights
 
 CALIBRATION_CROPS = 48
 PERCENTILE = 0.9999
 """Share of activations that must fit into 8 bits; the rest saturates."""
 
 
+ASTRAY = "training has gone astray, what it has come to is no codec; begin anew in another folder, at a lower --rate"
 PRIOR = 3000.0
 """Symbols that the Gaussian counts for beside those that were seen under a scale index."""
 
@@ -44,8 +46,11 @@ def export(network: Network, pictures: Sequence[Tensor], path: Path, licence: st
     """Write the weights file of `network`; `pictures` (uint8, 3 x rows x columns) calibrate the integer activations.
 
     licence: under which the weights may be passed on, in a few words.
+    Raises WeightsError when training has diverged, StorageError where the file cannot be written.
     """
     network = network.float().cpu().eval()
+    if not all(bool(torch.isfinite(value).all()) for value in network.state_dict().values()):
+        raise WeightsError(ASTRAY)
     tensors = {
         name: value if name.startswith(FLOAT32) else value.to(torch.bfloat16)
         for name, value in network.state_dict().items()
@@ -63,7 +68,7 @@ def export(network: Network, pictures: Sequence[Tensor], path: Path, licence: st
         "config": json.dumps(network.config.to_json(), sort_keys=True),
         "licence": licence,
     }
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata)
+    save_weights({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata, path)
     return path
 
 
@@ -137,6 +142,8 @@ def context_steps() -> Tensor:
 
 
 def _peak(values: Tensor) -> float:
+    if not bool(torch.isfinite(values).all()):
+        raise WeightsError(ASTRAY)
     return float(np.quantile(values[:: max(1, len(values) // 4_000_000)].numpy(), PERCENTILE)) + 1e-6
 
 

@@ -88,6 +88,8 @@ class TrainConfig:
             raise ConfigError(f"model {self.model!r} is not one of {sorted(PRESETS)}; choose one")
         if self.side % 256 or self.side < 256:
             raise ConfigError(f"side {self.side} px is not a multiple of 256; 256 is the default")
+        if self.steps < 0 or not (self.steps or self.minutes > 0):
+            raise ConfigError(f"{self.steps} steps or {self.minutes:g} minutes of training are none; give more than 0")
         if self.stage not in ("whole", "entropy") or (self.stage == "entropy" and not self.start):
             raise ConfigError(f"stage {self.stage!r} from {self.start!r}: whole, or entropy from a set of weights")
         if strange := set(self.changes) - {f.name for f in fields(ModelConfig)}:

@@ -9,9 +9,7 @@ busy core slows a step and not an operator.
 from __future__ import annotations
 
 import copy
-import json
 import math
-import os
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +31,7 @@ from ditic_stream.training.curves import draw
 from ditic_stream.training.data import Crops, Pictures, load_pictures
 from ditic_stream.training.evaluation import block_steps, evaluate, rounded
 from ditic_stream.training.init import principal_start
+from ditic_stream.training.keeping import append_line, load_checkpoint, save_checkpoint
 from ditic_stream.training.objective import Critics, Terms, entropy_objective, whole_objective
 from ditic_stream.training.perceptual import Features
 from ditic_stream.training.settings import SWITCHES, TrainConfig
@@ -47,7 +46,8 @@ ALL_HARD_FROM = 0.6
 """From this part of an entropy stage on, all of it: scales are to fit what is coded; means learn from noisy symbols."""
 
 RUN = ("model", "changes", "without", "stage", "start", "side", "seed", "levels")
-"""Settings a run cannot change on its way; data may move, and steps, minutes and threads may be others."""
+"""Settings a run cannot change on its way, as a rate that is said; data may move, and steps, minutes and threads may be
+others."""
 Progress = Callable[[int, int], None]
 """Told after each step the seconds that are done and in all; of a run by steps, the latter is a forecast."""
 
@@ -76,9 +76,10 @@ class Trainer:
         self.folder.mkdir(parents=True, exist_ok=True)
         kept_state = self._kept()
         pictures = Pictures(load_pictures(config.data, config.memory, config.seed), self.device)
-        numbers = range(len(pictures))
-        held_out = pictures.chosen(list(numbers[VALIDATION_EVERY // 2 :: VALIDATION_EVERY]) or [0])
-        kept = pictures.chosen([i for i in numbers if i % VALIDATION_EVERY != VALIDATION_EVERY // 2] or [0])
+        large = [i for i, (_, *sides) in enumerate(pictures.places) if min(sides) >= config.side]
+        judging = large[VALIDATION_EVERY // 2 :: VALIDATION_EVERY]
+        held_out = pictures.chosen(judging or large[:1])
+        kept = pictures.chosen(sorted(set(range(len(pictures))) - set(judging)))
         self.held_out = held_out
         self.validation = Crops(held_out, config.side, 1).batch(VALIDATION_CROPS).cpu()
         self.training = kept
@@ -208,8 +209,7 @@ class Trainer:
         line["validation"] = evaluate(self.averaged, self.validation.to(self.device))
         line["smooth"] = block_steps(self.averaged, self.device)
         path = self.folder / "log.jsonl"
-        with path.open("a") as log:
-            log.write(json.dumps(line) + "\n")
+        append_line(path, line)
         draw(path)
         self.speed.start()
 
@@ -223,17 +223,15 @@ class Trainer:
             "elapsed": self.elapsed,
             "adversary": self.adversary.state() if self.adversary is not None else None,
         }
-        partial = self.folder / "checkpoint.pt.partial"
-        torch.save(state, partial)
-        os.replace(partial, self.folder / "checkpoint.pt")
+        save_checkpoint(state, self.folder / "checkpoint.pt")
 
     def _kept(self) -> dict[str, Any] | None:
         """The checkpoint that is there; ConfigError when it is one of another run."""
         path = self.folder / "checkpoint.pt"
         if not path.exists():
             return None
-        state: dict[str, Any] = torch.load(path, weights_only=True, map_location=self.device)
-        for name in RUN:
+        state = load_checkpoint(path, self.device)
+        for name in (*RUN, *(["rate"] if self.config.rate is not None else [])):
             ours, theirs = (_comparable(settings.get(name)) for settings in (asdict(self.config), state["config"]))
             if ours != theirs and name in state["config"]:
                 raise ConfigError(

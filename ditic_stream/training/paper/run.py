@@ -11,9 +11,7 @@ have done.
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,6 +32,7 @@ from ditic_stream.models.paper.tuned import SUFFIX, write_tuned
 from ditic_stream.models.paper.weights_file import Checkpoint, open_file
 from ditic_stream.training.adversary import Adversary
 from ditic_stream.training.data import Crops, Pictures, load_pictures
+from ditic_stream.training.keeping import append_line, load_checkpoint, save_checkpoint
 from ditic_stream.training.paper import adapters
 from ditic_stream.training.paper.config import TuneConfig
 from ditic_stream.training.paper.objective import Weights, objective, show
@@ -215,8 +214,7 @@ class Tuner:
         if seen:
             line["train"] = {name: sum(one[name] for one in seen) / len(seen) for name in seen[0]}
         line["validation"] = self.evaluate()
-        with (self.folder / "log.jsonl").open("a") as log:
-            log.write(json.dumps(line) + "\n")
+        append_line(self.folder / "log.jsonl", line)
 
     def _save(self) -> None:
         state = {
@@ -229,13 +227,11 @@ class Tuner:
             "steps": self.steps,
             "elapsed": self.elapsed,
         }
-        partial = self.folder / "checkpoint.pt.partial"
-        torch.save(state, partial)
-        os.replace(partial, self.folder / "checkpoint.pt")
+        save_checkpoint(state, self.folder / "checkpoint.pt")
 
     def _restore(self) -> None:
         path = self.folder / "checkpoint.pt"
-        state = torch.load(path, weights_only=True, map_location=self.device, mmap=True)
+        state = load_checkpoint(path, self.device, mmap=True)
         if state.get("base") != self.origin["sha256"]:
             raise ConfigError(f"{path} is of a run from another set than {self.config.start}; take another --out")
         for what in ("stage", "rank", "rate_weight"):
