@@ -5,17 +5,15 @@ In: measured points and pictures.  Out: PNG files.
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
-import imagecodecs
 import matplotlib
 import numpy as np
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
-from benchmarks.rate_quality import METRICS, Bytes, Known, Ours, at_rate, classical
+from benchmarks.rate_quality import METRICS, Bytes, Known, Ours, Picture, at_bytes, at_rate, classical
 
 NAMES = {"jpeg2000": "JPEG 2000", "avif": "AVIF", "webp": "WebP", "jpegxl": "JPEG XL", "ours": "ditic-stream"}
 CURVE_RATES = np.geomspace(0.03, 1.0, 25)
@@ -46,23 +44,26 @@ def curves(known: Known, codecs: list[str], names: list[str], metrics: list[str]
     pyplot.close(figure)
 
 
-def sheet(known: Known, codecs: list[str], paths: list[Path], rate: float, model: str, out: Path) -> None:
-    """A detail of each picture, enlarged: the source, then each codec at the setting nearest to `rate`."""
+def sheet(known: Known, codecs: list[str], pictures: list[Picture], rate: float, model: str, out: Path) -> None:
+    """A detail of each picture, enlarged: the source, then each codec as near to `rate` as its settings allow."""
     ours = Ours(model)
     columns = ["source", *codecs]
     figure, axes = pyplot.subplots(
-        len(paths), len(columns), figsize=(2.2 * len(columns), 2.35 * len(paths)), squeeze=False
+        len(pictures), len(columns), figsize=(2.2 * len(columns), 2.35 * len(pictures)), squeeze=False
     )
-    for row, path in zip(axes, paths, strict=True):
-        pixels = np.ascontiguousarray(imagecodecs.imread(path)[..., :3])
+    for row, picture in zip(axes, pictures, strict=True):
+        pixels = picture.pixels()
         for axis, column in zip(row, columns, strict=True):
-            shown, words = pixels, path.stem
+            shown, words = pixels, Path(picture.name).stem
             if column != "source":
-                points = known[column][path.name]
-                near = min(range(len(points)), key=lambda i: abs(math.log(points[i]["bpp"] / rate)))
-                setting = points[near]["setting"]
-                shown = ours(pixels, int(setting))[1] if column == "ours" else classical(column, pixels, setting)[1]
-                words = f"{NAMES[column]} {points[near]['bpp']:.3f}"
+
+                def encode(setting: float, codec: str = column, pixels: Bytes = pixels) -> tuple[float, Bytes]:
+                    size, decoded = ours(pixels, int(setting)) if codec == "ours" else classical(codec, pixels, setting)
+                    return 8 * size / (pixels.shape[0] * pixels.shape[1]), decoded
+
+                whole = column in ("ours", "avif")
+                bpp, shown = at_bytes(encode, known[column][picture.name], rate, whole=whole)
+                words = f"{NAMES[column]} {bpp:.3f}"
             axis.imshow(_detail(shown), interpolation="nearest")
             axis.set_title(words, fontsize=7)
             axis.axis("off")

@@ -18,7 +18,7 @@ from pathlib import Path
 import imagecodecs
 import numpy as np
 
-from benchmarks.rate_quality import METRICS, Bytes, Job, Ours, Point, at_rate, figures
+from benchmarks.rate_quality import METRICS, Bytes, Job, Ours, Picture, Point, at_rate, figures
 
 CODED = (0, 8, 16)
 """q at which every set is run; between them figures are interpolated in the logarithm of the rate."""
@@ -40,7 +40,7 @@ def main() -> None:
         ours = Ours(model)
         for path, row in zip(args.pictures, details, strict=True):
             pixels = _read(path)
-            job = Job("ours", path, (), model, args.features, args.ssimulacra2)
+            job = Job("ours", Picture(path.name, path), (), model, args.features, args.ssimulacra2)
             points = []
             for q in CODED:
                 size, decoded = ours(pixels, q)

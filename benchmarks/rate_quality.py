@@ -1,9 +1,11 @@
 """Rate and quality of a model beside JPEG 2000, AVIF, WebP and JPEG XL, in real bytes.
 
-    python -m benchmarks.rate_quality FOLDER|PICTURE ... [--model small] [--out runs/rate_quality]
+    python -m benchmarks.rate_quality FOLDER|PICTURE ... [--model small] [--out runs/rate_quality] [--earth]
         [--features squeezenet1_1.safetensors] [--ssimulacra2] [--sheet 0.1] [--codecs jpeg2000 avif] [--every 2]
 
-Pictures are 8-bit, colour.  Names that start with `sat_` or `aerial_` count as earth observation, others as photos.
+Pictures are whatever training takes: 8-bit ones whole, all else (16 bit, many bands, nodata) in windows of 1024 px and
+three bands, in 8 bits, as the networks see them; sides of 256 px or more.  Names that start with `sat_` or `aerial_`
+count as earth observation, others as photos; with --earth all do.
 Each picture is one tile, as if many lay in one archive: our bytes are the record with its header and its 16 bytes of
 shard index; the classical codecs' are the whole file.  PSNR and MS-SSIM follow docs/numbers.md; SSIMULACRA2 (a second
 a picture and setting) and the distance of SqueezeNet's features are measured when asked for.  Every codec is run at
@@ -11,7 +13,7 @@ many settings once, curves are interpolated in log rate per picture, and picture
 reach the rate.
 
 Prints tables.  Writes points.json (read again on the next run for the classical codecs; delete it to measure anew),
-curves.png, and with --sheet a contact sheet of details at one rate, the codecs side by side.
+curves-*.png, and with --sheet a contact sheet of details, the codecs side by side, each brought to that rate.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -28,16 +31,19 @@ import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
+from ditic_stream.errors import ConfigError
 from ditic_stream.metrics import ms_ssim, psnr
 
-RATES = (0.05, 0.1, 0.2, 0.4, 0.8)
+RATES = (0.03, 0.05, 0.1, 0.2, 0.4, 0.8)
 SPAN = (0.03, 1.0)
 INDEX_BYTES = 16
+SEARCHED = 6
+"""Settings that are tried between two to meet a rate."""
 SETTINGS: dict[str, list[float]] = {
-    "jpeg2000": [20, 22, 23.5, 25, 26.5, 28, 30, 32, 34, 37, 40],
+    "jpeg2000": [14, 16, 18, 20, 22, 23.5, 25, 26.5, 28, 30, 32, 34, 37, 40],
     "avif": [2, 6, 12, 20, 30, 40, 50, 60, 70, 80, 90],
     "webp": [0, 3, 8, 16, 30, 50, 70, 85, 93],
-    "jpegxl": [14, 10, 7, 5, 3.5, 2.4, 1.6, 1.0],
+    "jpegxl": [25, 19, 14, 10, 7, 5, 3.5, 2.4, 1.6, 1.0],
     "ours": [0, 8, 16, 24, 32, 40, 48, 56, 64, 72, 80, 88, 96, 104, 112],
 }
 METRICS = {"psnr": "PSNR dB", "ms_ssim": "MS-SSIM", "ssimulacra2": "SSIMULACRA2", "features": "feature distance"}
@@ -49,11 +55,53 @@ Known = dict[str, dict[str, list[Point]]]
 
 
 @dataclass(frozen=True)
+class Picture:
+    """What is coded: a file, or one of the parts that training would make of it."""
+
+    name: str
+    path: Path
+    part: int = 0
+
+    def pixels(self) -> Bytes:
+        """(rows, columns, 3)."""
+        return parts_of(self.path)[self.part]
+
+
+def parts_of(path: Path) -> list[Bytes]:
+    from ditic_stream.training.scenes import load_pictures
+
+    return [np.ascontiguousarray(part.numpy().transpose(1, 2, 0)) for part in load_pictures([path])]
+
+
+def pictures_of(given: Sequence[Path]) -> list[Picture]:
+    """The pictures of files and folders, those in folders within too; SystemExit where two have the same name."""
+    from ditic_stream.training.scenes import SUFFIXES
+
+    found: dict[str, Picture] = {}
+    for place in given:
+        files = sorted(p for p in place.rglob("*") if p.suffix.lower() in SUFFIXES) if place.is_dir() else [place]
+        for path in files:
+            try:
+                count = len(parts_of(path))
+            except ConfigError as small:
+                print(f"{path} is left out: {small}")
+                continue
+            for part in range(count):
+                name = path.name if count == 1 else f"{path.name}:{part}"
+                if name in found:
+                    raise SystemExit(f"{path} has the name of {found[name].path}; rename one, tables go by names")
+                found[name] = Picture(name, path, part)
+    if not found:
+        raise SystemExit("no pictures found; give folders or files")
+    return list(found.values())
+
+
+@dataclass(frozen=True)
 class Job:
     """One codec on one picture."""
 
     codec: str
-    path: Path
+    picture: Picture
     settings: tuple[float, ...]
     model: str
     features: Path | None
@@ -107,7 +155,7 @@ class Ours:
 
 def measure(job: Job) -> list[Point]:
     """All points of a codec on a picture."""
-    pixels = np.ascontiguousarray(imagecodecs.imread(job.path)[..., :3])
+    pixels = job.picture.pixels()
     ours = Ours(job.model) if job.codec == "ours" else None
     points = []
     for setting in job.settings:
@@ -140,6 +188,28 @@ def at_rate(points: list[Point], rate: float, metric: str) -> float | None:
     return float(np.interp(math.log(rate), rates, [point[metric] for point in points]))
 
 
+def at_bytes(
+    encode: Callable[[float], tuple[float, Bytes]], points: list[Point], rate: float, *, whole: bool
+) -> tuple[float, Bytes]:
+    """The rate and decode of the setting whose rate comes closest to `rate`, found between two measured points.
+
+    encode: bits per pixel and decode of a setting.  whole: settings are integers.  Out of reach, the nearest end.
+    """
+    points = sorted(points, key=lambda point: point["bpp"])
+    above = next((i for i, point in enumerate(points) if point["bpp"] >= rate), None)
+    around = (-1, -1) if above is None else (max(above - 1, 0), above)
+    ends = [points[i]["setting"] for i in around]
+    tried = [encode(end) for end in dict.fromkeys(ends)]
+    for _ in range(SEARCHED):
+        between = sum(ends) / 2
+        setting = round(between) if whole else between
+        if len(tried) == 1 or setting in ends:
+            break
+        tried.append(encode(setting))
+        ends[tried[-1][0] >= rate] = setting
+    return min(tried, key=lambda one: abs(math.log(one[0] / rate)))
+
+
 def rising(values: NDArray[np.float64], metric: str) -> NDArray[np.float64]:
     """The scale on which curves are compared: larger is better, and about straight against log rate."""
     match metric:
@@ -168,16 +238,16 @@ def rate_ratio(ours: list[Point], theirs: list[Point], metric: str) -> float | N
     return float(np.mean(np.interp(grid, qa, ra) - np.interp(grid, qb, rb)))
 
 
-def kinds(names: list[str]) -> dict[str, list[str]]:
+def kinds(names: list[str], earth_only: bool = False) -> dict[str, list[str]]:
     """The pictures by kind."""
-    earth = [name for name in names if name.startswith(("sat_", "aerial_"))]
+    earth = [name for name in names if earth_only or name.startswith(("sat_", "aerial_"))]
     found = {"earth observation": earth, "photos": [name for name in names if name not in earth]}
     return {kind: chosen for kind, chosen in found.items() if chosen}
 
 
-def report(known: Known, codecs: list[str], names: list[str], metrics: list[str]) -> None:
+def report(known: Known, codecs: list[str], by_kind: dict[str, list[str]], metrics: list[str]) -> None:
     """Print the tables."""
-    for kind, chosen in kinds(names).items():
+    for kind, chosen in by_kind.items():
         for metric in metrics:
             print(
                 f"\n{kind}: {METRICS[metric]}, means over n of {len(chosen)} pictures (fewer in brackets where a codec "
@@ -218,43 +288,45 @@ def main() -> None:
     )
     parser.add_argument("--every", type=int, default=1, help="measure every so many-th setting alone")
     parser.add_argument("--sheet", type=float, nargs="*", default=[], help="rates of contact sheets, bits per pixel")
+    parser.add_argument("--earth", action="store_true", help="all pictures are earth observation, whatever their names")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    paths = [p for given in args.pictures for p in (sorted(given.glob("*.png")) if given.is_dir() else [given])]
+    pictures = pictures_of(args.pictures)
     metrics = ["psnr", "ms_ssim"] + ["ssimulacra2"] * args.ssimulacra2 + ["features"] * (args.features is not None)
     codecs = [codec for codec in SETTINGS if codec in {"jpeg2000", "ours", *args.codecs}]
-    known = gather(args, codecs, paths, metrics)
-    report(known, codecs, [p.name for p in paths], metrics)
+    known = gather(args, codecs, pictures, metrics)
+    by_kind = kinds([picture.name for picture in pictures], args.earth)
+    report(known, codecs, by_kind, metrics)
 
     from benchmarks import _plots
 
-    for kind, chosen in kinds([p.name for p in paths]).items():
+    for kind, chosen in by_kind.items():
         _plots.curves(known, codecs, chosen, metrics, args.out / f"curves-{kind.split()[0]}.png", title=kind)
     for rate in args.sheet:
-        _plots.sheet(known, codecs, paths, rate, args.model, args.out / f"sheet-{rate:g}.png")
+        _plots.sheet(known, codecs, pictures, rate, args.model, args.out / f"sheet-{rate:g}.png")
 
 
-def gather(args: argparse.Namespace, codecs: list[str], paths: list[Path], metrics: list[str]) -> Known:
+def gather(args: argparse.Namespace, codecs: list[str], pictures: list[Picture], metrics: list[str]) -> Known:
     """Measure what points.json does not have, and always what is ours."""
     store = args.out / "points.json"
     known: Known = json.loads(store.read_text()) if store.exists() else {}
     known.pop("ours", None)
     settings = {codec: tuple(SETTINGS[codec][:: args.every]) for codec in codecs}
 
-    def measured(codec: str, path: Path) -> bool:
-        points = known.get(codec, {}).get(path.name, [])
+    def measured(codec: str, picture: Picture) -> bool:
+        points = known.get(codec, {}).get(picture.name, [])
         same = tuple(point.get("setting") for point in points) == settings[codec]
         return same and all(set(metrics) <= set(point) for point in points)
 
     jobs = [
-        Job(codec, path, settings[codec], args.model, args.features, args.ssimulacra2)
+        Job(codec, picture, settings[codec], args.model, args.features, args.ssimulacra2)
         for codec in codecs
-        for path in paths
-        if not measured(codec, path)
+        for picture in pictures
+        if not measured(codec, picture)
     ]
     with ProcessPoolExecutor(args.workers, mp_context=get_context("spawn")) as pool:
         for job, points in zip(jobs, pool.map(measure, jobs), strict=True):
-            known.setdefault(job.codec, {})[job.path.name] = points
+            known.setdefault(job.codec, {})[job.picture.name] = points
             store.write_text(json.dumps(known))
     return known
 
