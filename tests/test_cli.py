@@ -314,6 +314,17 @@ def test_dry_run_says_what_to_expect_and_writes_nothing(sample, ditic, tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["scene.tif"]
 
 
+@pytest.mark.parametrize("asked", [("--bpp", "20"), ("--size", "9MB")])
+def test_more_bytes_than_the_best_quality_takes_are_said_to_be_left_over(ditic, tmp_path, asked):
+    scene = write_scene(tmp_path / "scene.tif", landscape(256, 256))
+    for dry in ((), ("--dry-run",)):
+        done = ditic("compress", scene, tmp_path / "a.ditic", "--model", "tiny", "--workers", "1", *asked, *dry)
+        assert done.code == 0, done.err
+        assert "note: even quality 100, the best, takes less than what was asked for" in done.err
+    done = ditic("compress", scene, tmp_path / "b.ditic", "--model", "tiny", "--workers", "1", "--bpp", "0.3")
+    assert done.code == 0 and "note:" not in done.err
+
+
 def test_single_file_archive_works_like_a_folder(sample, ditic, tmp_path):
     archive = tmp_path / "scene.ditic.zip"
     settings = ("--model", "tiny", "--tile", "256", "--overlap", "32", "--workers", "1")

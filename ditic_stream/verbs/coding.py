@@ -9,6 +9,7 @@ import typer
 
 from ditic_stream import console
 from ditic_stream._paths import local_path, place_of
+from ditic_stream.config import QUALITY_MAX
 from ditic_stream.verbs.options import (
     FORMAT_ENDINGS,
     Archive,
@@ -29,6 +30,9 @@ from ditic_stream.verbs.options import (
     stem,
     window_of,
 )
+
+NEAR = 0.95
+"""Part of a rate or size that is asked for, below which it was not met."""
 
 
 def compress(
@@ -87,6 +91,11 @@ def compress(
         )  # fmt: skip
     for warning in result.warnings:
         console.note(f"warning: {warning}", quiet=quiet)
+    least, asked = result.bpp, bpp
+    if size is not None:
+        least, asked = result.bytes + getattr(result, "fixed_bytes", 0), byte_count(size)
+    if asked is not None and result.quality == QUALITY_MAX and least < NEAR * asked:
+        console.note(f"note: even quality {QUALITY_MAX}, the best, takes less than what was asked for", quiet=quiet)
     facts = console.plain(result)
     at = "" if family_of(model).one_rate else f" at quality {result.quality}"
     if isinstance(result, Estimate):
