@@ -189,7 +189,6 @@ class Layout:
             )
         return {f"{name}/{GROUP}": canonical_json(document) for name, document in documents.items()}
 
-
     def _preview_chunks(self, side: int) -> tuple[list[int], list[Json]]:
         """Chunk shape and codecs of the preview."""
         plain = [_BYTES, _ZSTD, _CRC]

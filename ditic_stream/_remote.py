@@ -85,9 +85,7 @@ def coalesced_groups(
             break
         own = runs[group]
         own[place : place + 2] = [[own[place][0], own[place + 1][1]]]
-    return [
-        [(at, min(LARGEST, end - at)) for start, end in own for at in range(start, end, LARGEST)] for own in runs
-    ]
+    return [[(at, min(LARGEST, end - at)) for start, end in own for at in range(start, end, LARGEST)] for own in runs]
 
 
 class Blocks:

@@ -187,6 +187,64 @@ def test_a_set_of_other_widths_is_no_start() -> None:
         start_from(Network(PRESETS["small"]), load_weights("tiny"))
 
 
+WIDER = {"c16": 80, "passing": 16, "latent": 160, "enc16": 2}
+
+
+def test_a_wider_network_starts_as_the_set_it_starts_from_and_codes_what_that_drops(pictures: Path) -> None:
+    narrow, wide = Network(PRESETS["tiny"]).eval(), Network(replace(PRESETS["tiny"], **WIDER)).eval()
+    start_from(narrow, load_weights("tiny"))
+    crops = Crops(load_pictures([pictures]), 256, 3)
+    start_from(wide, load_weights("tiny"), crops.batch(24))
+    x = crops.batch(8)
+    with torch.no_grad():
+        features, more = narrow.encoder(x), wide.encoder(x)
+        torch.testing.assert_close(more[:, :128], features)
+        low, high = torch.full((8,), 2.0), torch.full((8,), 7.0)
+        coded, recoded = narrow.codec(features, low), wide.codec(more, low)
+        torch.testing.assert_close(recoded.noisy[:, :128], coded.noisy)
+        torch.testing.assert_close(recoded.spread[:, :128], coded.spread)
+        assert float(recoded.bits_y.sum()) < 1.05 * float(coded.bits_y.sum())
+        (before, less, _, _), (after, bits, _, _) = narrow(x, high), wide(x, high)
+    assert float(bits.bits_y.sum()) > 1.02 * float(less.bits_y.sum())
+    assert float(squared_error(x, after).mean()) < float(squared_error(x, before).mean())
+    old, drawn = narrow.decoder.split8.weight, wide.decoder.split8.weight
+    assert torch.equal(drawn[:, :64], old) and float(drawn[:, 64:].detach().abs().min()) > 0
+    # What is added tells a good part of what was missed, of crops it was not chosen from.
+    lost = torch.nn.functional.pixel_unshuffle(x - before, 32).movedim(1, 0).flatten(1).double()
+    added = more[:, 128:].movedim(1, 0).flatten(1).double()
+    told = torch.linalg.lstsq(added.T, lost.T).solution.T @ added
+    assert float((lost - told).square().sum() / lost.square().sum()) < 0.85
+
+
+def test_a_network_does_not_grow_where_it_would_shrink_or_widen_its_blocks(pictures: Path) -> None:
+    crops = Crops(load_pictures([pictures]), 256, 3).batch(1)
+    for changes in ({"latent": 96}, {"c16": 80}, {"passing": 16}, {"dim": 80}, {"latent": 160, "dec8": 0}):
+        with pytest.raises(WeightsError, match="other widths"):
+            start_from(Network(replace(PRESETS["tiny"], **changes)), load_weights("tiny"), crops)
+
+
+def test_a_run_from_a_narrower_set_codes_and_goes_on(pictures: Path, tmp_path: Path) -> None:
+    settings = {"start": "tiny", "changes": WIDER, "rate": 3e-4}
+    weights = run(tiny_run(pictures, tmp_path / "run", steps=1, **settings))
+    assert load_weights(str(weights)).config.passing == 16
+    codec = load_codec("tiny", weights=weights)
+    x = Crops(load_pictures([pictures]), 256, 3).batch(1).numpy()
+    coded = codec.encode(x, (slice(0, 256), slice(0, 256)), 80)
+    latent = codec.entropy.pull(coded, 1, 8, 8, 80)
+    assert latent.values.shape[1] == 160
+    assert codec.render(latent.values, latent.scales, 80, (0, 0)).shape == (1, 3, 256, 256)
+    assert Trainer(tiny_run(pictures, tmp_path / "run", steps=2, **settings)).steps == 1
+
+
+def test_a_checkpoint_of_other_sizes_is_said_to_be_one(pictures: Path, tmp_path: Path) -> None:
+    trainer = Trainer(tiny_run(pictures, tmp_path, steps=1))
+    trainer.network = Network(replace(PRESETS["tiny"], latent=160))
+    trainer.averaged = trainer.network
+    trainer._save()
+    with pytest.raises(ConfigError, match="network of other sizes"):
+        Trainer(tiny_run(pictures, tmp_path, steps=1))
+
+
 def test_the_entropy_stage_moves_what_predicts_symbols_and_nothing_else(pictures: Path, tmp_path: Path) -> None:
     trainer = Trainer(tiny_run(pictures, tmp_path, start="tiny", stage="entropy", steps=2))
     before = {name: tensor.clone() for name, tensor in trainer.network.state_dict().items()}

@@ -21,6 +21,20 @@ from ditic_stream.models.deblock import deblock
 from ditic_stream.models.layers import Res1, lap, unlap
 
 
+class Leading(nn.Sequential):
+    """Residual blocks over so many leading channels; the others pass, finest details whose place is all there is to
+    tell."""
+
+    def __init__(self, channels: int, depth: int) -> None:
+        super().__init__(*(Res1(channels) for _ in range(depth)))
+        self.channels = channels
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        if self.channels == x_BCHW.shape[1]:
+            return super().forward(x_BCHW)
+        return torch.cat([super().forward(x_BCHW[:, : self.channels]), x_BCHW[:, self.channels :]], 1)
+
+
 class Encoder(nn.Module):
     """Pixels -> latent features.  Reaches about 60 px beyond a latent cell; `ENCODE_HALO` covers what matters of it."""
 
@@ -29,7 +43,7 @@ class Encoder(nn.Module):
         self.stem = nn.Conv2d(3, config.c8, 16, stride=8)
         self.blocks8 = nn.Sequential(*(Res1(config.c8) for _ in range(config.enc8)))
         self.merge16 = nn.Conv2d(config.c8, config.c16, 2, stride=2)
-        self.blocks16 = nn.Sequential(*(Res1(config.c16) for _ in range(config.enc16)))
+        self.blocks16 = Leading(config.c16 - config.passing, config.enc16)
         self.merge32 = nn.Conv2d(config.c16, config.latent, 2, stride=2)
         self.overlap32 = _overlap(config.c16, config.overlap, 4, stride=2) if config.overlap else None
 
@@ -51,20 +65,24 @@ class Decoder(nn.Module):
         super().__init__()
         self.split16 = nn.Conv2d(config.latent, 4 * config.c16, 1)
         self.overlap32 = _overlap(config.overlap, 4 * config.c16, 3) if config.overlap else None
-        self.blocks16 = nn.Sequential(*(Res1(config.c16) for _ in range(config.dec16)))
+        self.blocks16 = Leading(config.c16 - config.passing, config.dec16)
         self.split8 = nn.Conv2d(config.c16, 4 * config.c8, 1)
         self.blocks8 = nn.Sequential(*(Res1(config.c8) for _ in range(config.dec8)))
         self.head = nn.Conv2d(config.c8, 192, 3)
 
     def forward(self, y_BChw: Tensor, level_B: Tensor) -> Tensor:
         """level_B: the rate level each latent was quantised at; see `deblock`."""
-        y = self.split16(y_BChw)
-        if self.overlap32 is not None:
-            y += self.overlap32(y_BChw[:, : self.overlap32.in_channels])
-        y = self.blocks16(unlap(F.pixel_shuffle(y, 2)))
+        y = self.blocks16(unlap(self.unfold(y_BChw)))
         y = self.blocks8(unlap(F.pixel_shuffle(self.split8(y), 2)))
         x = F.pixel_shuffle(self.head(F.pad(y, (1, 1, 1, 1), mode="replicate")), 8) + 0.5
         return deblock(x, level_B)
+
+    def unfold(self, y_BChw: Tensor) -> Tensor:
+        """Latent features -> the map at 1/16, its means still lapped."""
+        y = self.split16(y_BChw)
+        if self.overlap32 is not None:
+            y += self.overlap32(y_BChw[:, : self.overlap32.in_channels])
+        return F.pixel_shuffle(y, 2)
 
 
 def _overlap(wide: int, out: int, kernel: int, stride: int = 1) -> nn.Conv2d:

@@ -55,6 +55,9 @@ class ModelConfig:
     overlap: int = 0
     """Leading latent channels analysed and drawn beyond their own cell at 1/32; 0: none but the lapped means."""
 
+    passing: int = 0
+    """Last channels at 1/16, the finest details, that go past the residual blocks; 0: none."""
+
     unguided: int = 0
     """1: the step is as long everywhere, and blind to the decoded variance (DiT-IC's first alignment is off)."""
     unconditioned: int = 0
@@ -68,6 +71,8 @@ class ModelConfig:
             raise ConfigError(
                 f"context {self.context} or overlap {self.overlap} is not below {self.latent}, the latent's channels"
             )
+        if self.passing >= max(self.c16, 1):
+            raise ConfigError(f"passing {self.passing} is not below {self.c16}, the channels at 1/16")
         if self.dim % (4 * self.heads):
             raise ConfigError(f"dim {self.dim} is not a multiple of 4 x heads ({self.heads}); rotary positions need it")
 
@@ -76,12 +81,12 @@ class ModelConfig:
         return {name: value for name, value in asdict(self).items() if value or name not in LATER}
 
 
-LATER = ("context", "overlap", "unguided", "unconditioned")
+LATER = ("context", "overlap", "passing", "unguided", "unconditioned")
 """Fields that the first sets did not have."""
 PRESETS: dict[str, ModelConfig] = {}
 PRESETS["small"] = ModelConfig(
-    c8=96, c16=192, latent=512, enc8=1, enc16=2, dec8=2, dec16=2, hyper=128, hyper_z=32, dim=256, depth=4, heads=4,
-    context=64, overlap=64,
+    c8=96, c16=256, latent=768, enc8=1, enc16=3, dec8=2, dec16=2, hyper=128, hyper_z=32, dim=256, depth=4, heads=4,
+    context=64, overlap=64, passing=64,
 )  # fmt: skip
 PRESETS["tiny"] = ModelConfig(
     c8=48, c16=64, latent=128, enc8=1, enc16=1, dec8=1, dec16=1, hyper=48, hyper_z=16, dim=64, depth=2, heads=2

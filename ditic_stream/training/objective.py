@@ -16,6 +16,7 @@ from ditic_stream.models.network import Network
 from ditic_stream.training.adversary import Adversary
 from ditic_stream.training.losses import (
     STRUCTURE,
+    STRUCTURE_SHARE,
     border_error,
     colour_error,
     flat_border_error,
@@ -37,13 +38,13 @@ anyway is kept true."""
 class Terms:
     """Weights of the terms of the loss; 0 switches one off."""
 
-    structure: float = 0.6
+    structure: float = STRUCTURE_SHARE
     """Share of the structural term in the distortion, 0..1; the rest is squared error."""
     colour: float = 0.2
     """Error of colour differences, beside the distortion."""
-    border: float = 0.4
+    border: float = 0.2
     """Error of steps across cell borders, beside the distortion."""
-    flat: float = 8.0
+    flat: float = 4.0
     """The same in flat parts."""
     tone: float = 0.004
     """Bits per pixel that a squared level of error in the mean of a cell is worth, at every rate."""

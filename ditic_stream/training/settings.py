@@ -50,7 +50,7 @@ class TrainConfig:
     leaves the others as `start` has them."""
     start: str = ""
     """Set of weights to go on from (a name or a file) in place of principal components; rounded symbols count from the
-    first step on."""
+    first step on.  It may have a narrower latent, fewer channels at 1/16 or fewer residual blocks: `training.widen`."""
     even_levels: bool = False
     """Space the rate levels of `start` evenly first, see `training.start`; train its entropy stage afterwards."""
     minutes: float = 60.0

@@ -1,11 +1,14 @@
 """Start a network from a published set of weights, so that training goes on where that set stopped.
 
-In: a network and a set of the same widths.  Changes the network in place.  Parts the set does not have (`context`,
-`overlap`) keep their start, which is zero, so the network does at first what the set did.  A file holds the
-hyper-synthesis as integers alone; floats that do the same are read off them, up to the rounding of activations.
+In: a network and a set of the same widths, or of smaller ones (see `widen`).  Changes the network in place.  Parts the
+set does not have (`context`, `overlap`) keep their start, which is zero, so the network does at first what the set did.
+A file holds the hyper-synthesis as integers alone; floats that do the same are read off them, up to the rounding of
+activations.
 """
 
 from __future__ import annotations
+
+from dataclasses import asdict, replace
 
 import numpy as np
 import torch
@@ -16,20 +19,31 @@ from ditic_stream.models.config import LEVELS, LOG_SCALE_MIN, LOG_SCALE_STEP
 from ditic_stream.models.latent_codec import CONTEXT_STEPS, at_level
 from ditic_stream.models.network import Network
 from ditic_stream.models.weights import Weights
+from ditic_stream.training.widen import widen
 
 ACTIVATION = 6.0 / 255
 """What an integer step of an activation becomes: ReLU networks do the same at any scale, and train best near one."""
 ADDED = ("encoder.overlap32", "decoder.overlap32", "codec.near", "codec.context")
 """Parts that a set may lack."""
+LACKING = ("context", "overlap")
+"""Their sizes, 0 in a set without."""
+GROWING = {"c16", "latent", "passing", "enc8", "enc16", "dec8", "dec16"}
+"""Sizes that may be larger than those of a set."""
 
 
 @torch.no_grad()
-def start_from(network: Network, weights: Weights) -> None:
-    """Copy `weights` into `network`; WeightsError where widths differ."""
-    theirs, ours = weights.config.to_json(), network.config.to_json()
-    unequal = (name for name, value in theirs.items() if value != ours.get(name))
-    differing = ", ".join(f"{name} {theirs[name]}, not {ours.get(name, 0)}" for name in unequal)
-    if differing:
+def start_from(network: Network, weights: Weights, crops_B3HW: Tensor | None = None) -> None:
+    """Copy `weights` into `network`.  Where there are crops (0..1) to tell what to add from, `network` may be wider or
+    have more residual blocks (see `widen`).  WeightsError where it does not fit."""
+    theirs, ours = asdict(weights.config), asdict(network.config)
+    unequal = {n for n, value in theirs.items() if value != ours[n] and not (n in LACKING and value == 0)}
+    if unequal and crops_B3HW is not None and _grown(theirs, ours, unequal):
+        narrow = Network(replace(weights.config, **{name: ours[name] for name in LACKING})).eval()
+        start_from(narrow, weights)
+        widen(network, narrow, crops_B3HW)
+        return
+    if unequal:
+        differing = ", ".join(f"{name} {theirs[name]}, not {ours[name]}" for name in theirs if name in unequal)
         raise WeightsError(f"{weights.name} has other widths than this model: {differing}; start from another")
     stored = {name: tensor for name, tensor in weights.tensors.items() if not name.startswith("entropy.")}
     stored |= _synthesis(network, weights.tensors)
@@ -43,6 +57,15 @@ def start_from(network: Network, weights: Weights) -> None:
             f"{weights.name} does not fit this model: {missing[:3]} are missing, {unexpected[:3]} unknown; "
             "start from another"
         )
+
+
+def _grown(theirs: dict[str, int], ours: dict[str, int], unequal: set[str]) -> bool:
+    """True where ours differs in what may grow, has grown, and leaves residual blocks as wide as they were."""
+    return (
+        unequal <= GROWING
+        and all(ours[name] > theirs[name] for name in unequal)
+        and theirs["c16"] - theirs["passing"] == ours["c16"] - ours["passing"]
+    )
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, replace
@@ -38,6 +38,8 @@ from ditic_stream.training.settings import SWITCHES, TrainConfig
 from ditic_stream.training.speed import Operations, Speed
 from ditic_stream.training.start import space_levels, start_from
 
+START_CROPS = 512
+"""Crops, of eight a picture at most, that tell what a wider network adds to the set it starts from."""
 VALIDATION_EVERY, VALIDATION_CROPS = 40, 24
 """Every so many-th picture is held out, and so many crops of those are coded after each step."""
 HARD_FROM, HARD_SHARE = 0.35, 0.5
@@ -85,14 +87,11 @@ class Trainer:
         self.training = kept
         left_out = {name: value for part in config.without for name, value in SWITCHES[part].items()}
         self.network = Network(replace(PRESETS[config.model], **(config.changes | left_out)))
+        if kept_state is not None:
+            _same_sizes(self.network, kept_state, self.folder)
         self.terms = config.terms
-        if config.start:
-            start_from(self.network, load_weights(config.start))
-            if config.even_levels:
-                space_levels(self.network.eval(), self.validation)
-                self.network.train()
-        else:
-            principal_start(self.network, Crops(kept, 256, 2).batch(192).cpu())
+        if kept_state is None:
+            self._start(kept)
         self.network.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.averaged = copy.deepcopy(self.network).requires_grad_(False).eval()
         if config.stage == "entropy":
@@ -112,6 +111,20 @@ class Trainer:
         seeds = (1000 * config.seed + 10 + replica for replica in range(replicas))
         self.crops = [Crops(kept, config.side, seed, self.steps, config.crops) for seed in seeds]
         self.speed = Speed(self.device)
+
+    def _start(self, pictures: Sequence[Tensor]) -> None:
+        """Set the network from a set of weights, or from principal components."""
+        config = self.config
+        if not config.start:
+            principal_start(self.network, Crops(pictures, 256, 2).batch(192).cpu())
+            return
+        weights, crops = load_weights(config.start), None
+        if config.stage == "whole" and weights.config != self.network.config:
+            crops = Crops(pictures, 256, 2).batch(min(START_CROPS, 8 * len(pictures))).cpu()
+        start_from(self.network, weights, crops)
+        if config.even_levels:
+            space_levels(self.network.eval(), self.validation)
+            self.network.train()
 
     def train(self, progress: Progress | None = None, say: Callable[[str], None] | None = None) -> None:
         """Step until the time is up, reporting and saving on the way."""
@@ -248,6 +261,16 @@ class Trainer:
         self.terms = _going_on(self.terms, state["config"])
         if self.adversary is not None and (kept := state.get("adversary")):
             self.adversary.restore(kept)
+
+
+def _same_sizes(network: Network, state: Mapping[str, Any], folder: Path) -> None:
+    """ConfigError where a checkpoint is of a network of other sizes, as those of a preset were in an older version."""
+    ours, theirs = network.state_dict(), state["network"]
+    if {name: tensor.shape for name, tensor in ours.items()} != {name: tensor.shape for name, tensor in theirs.items()}:
+        raise ConfigError(
+            f"{folder} holds a run of a network of other sizes, perhaps of an older version; go on from its "
+            "weights.safetensors with --start, in another folder"
+        )
 
 
 def _comparable(setting: Any) -> Any:
