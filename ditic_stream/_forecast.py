@@ -1,6 +1,6 @@
 """Forecast what a scene will cost and how it will look, from coding small windows spread over it.
 
-In: an executor, the settings of an archive, and its grid.  Out: bytes and PSNR with intervals, or the quality that
+In: an executor, the settings of an archive, and its grid.  Out: bytes and PSNR with intervals, or the rate that
 meets a target.  The scene is not coded for it: windows of 256 pixels cost within a percent of the bits that they cost
 as parts of larger tiles (benchmarks/forecast.py), and many small windows see more of a scene than a few tiles do.  Only
 a small scene is: its own tiles are the windows then, and nothing is left to chance.
@@ -195,8 +195,8 @@ class Forecaster:
         total, error = self._total(probed, 0)
         return Forecast(bytes=_interval(total, error, len(probed)), psnr=self._psnr(probed), windows=len(probed))
 
-    def quality_for(self, target: int, beside: int = 0) -> int:
-        """The quality whose records, shard indexes and masks, and `beside` bytes of all else, come closest to `target`
+    def q_for(self, target: int, beside: int = 0) -> int:
+        """The q whose records, shard indexes and masks, and `beside` bytes of all else, come closest to `target`
         bytes.
 
         ConfigError when even the lowest would need more; the best one when nothing needs as many.
@@ -221,7 +221,7 @@ class Forecaster:
             q = _crossing(np.array(around), sizes, target)
             if around[0] <= q <= around[1]:
                 break
-        return min(range(QUALITY_MIN, QUALITY_MAX + 1), key=lambda quality: abs(q_of_quality(quality) - q))
+        return round(q)
 
     def _code(self, count: int, qs: tuple[int, ...], *, render: bool = False) -> list[Probed]:
         """Code about `count` windows; in the order in which they lie, row by row, to and fro."""
@@ -329,6 +329,7 @@ def _crossing(qs: np.ndarray, sizes: np.ndarray, target: float) -> float:
     return float(np.clip(qs[piece] + (math.log(max(target, 1)) - logs[piece]) / slope, 0, Q_MAX))
 
 
-def at(manifest: Manifest, quality: int) -> Manifest:
-    """The same settings at another quality."""
-    return replace(manifest, quality=quality, q=q_of_quality(quality))
+def at(manifest: Manifest, q: int) -> Manifest:
+    """The same settings at a rate, which every eighth time lies between two qualities: the lower one is said then."""
+    nearest = min(range(QUALITY_MIN, QUALITY_MAX + 1), key=lambda quality: abs(q_of_quality(quality) - q))
+    return replace(manifest, quality=nearest, q=q)

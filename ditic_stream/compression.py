@@ -136,8 +136,8 @@ def compress(
 
     quality: 1..100, 50 when neither a rate nor a size is given.  bpp: the rate to meet in bits per pixel, over what
     Result.bytes counts.  size: the same as the bytes of the whole archive.  For these, windows spread over the scene
-    are coded first, and the quality nearest to the target is taken.  tile, overlap: pixels, see GridConfig.  workers:
-    processes, the cores by default; the bytes do not depend on it.  overwrite: replace a complete archive, or one of
+    are coded first, and the q nearest to the target is taken, which may lie between two qualities.  tile, overlap:
+    pixels, see GridConfig.  workers: processes, the cores by default; the bytes do not depend on it.  overwrite: replace a complete archive, or one of
     other settings.  dry_run: write nothing and give an Estimate.  expand_palette: code the colours of a palette
     picture.  progress: called with (pixels done, pixels in all).  executor: one to use instead of `workers`.
     accept_licence: needed once for imported weights whose licence is not a free one.  Weights of one rate
@@ -186,9 +186,9 @@ def compress(
             )
             forecaster = Forecaster(running, windows, grid)
             if bpp is not None:
-                manifest = at(manifest, forecaster.quality_for(round(bpp * pixels / 8)))
+                manifest = at(manifest, forecaster.q_for(round(bpp * pixels / 8)))
             elif size is not None:
-                manifest = at(manifest, forecaster.quality_for(size, _fixed(manifest, target)))
+                manifest = at(manifest, forecaster.q_for(size, _fixed(manifest, target)))
             task = EncodeShard(
                 source=origin,
                 expand_palette=expand_palette,

@@ -104,6 +104,17 @@ def test_a_rate_that_is_asked_for_is_met(scene: Path, tmp_path: Path, bpp: float
     assert result.bpp == pytest.approx(bpp, rel=0.05)
 
 
+def test_a_rate_between_two_qualities_that_lie_apart_is_met_too(tmp_path: Path) -> None:
+    scene = write_scene(tmp_path / "scene.tif", landscape(512, 512))
+    low, high = (run(scene, tmp_path / f"{quality}.ditic", quality=quality).bpp for quality in (42, 43))
+    assert high / low > 1.04  # q 46 and 48
+    result: Result = run(scene, tmp_path / "a.ditic", bpp=math.sqrt(low * high))
+    assert result.bpp == pytest.approx(math.sqrt(low * high), rel=0.01)
+    with open_archive(tmp_path / "a.ditic") as found:
+        assert (found.manifest.quality, found.manifest.q) == (42, 47)
+    assert run(scene, tmp_path / "a.ditic", bpp=math.sqrt(low * high)).resumed == result.shards
+
+
 @pytest.mark.parametrize("name", ["a.ditic.zip", pytest.param("a.ditic", marks=pytest.mark.slow)])
 def test_a_size_that_is_asked_for_is_met(scene: Path, tmp_path: Path, name: str) -> None:
     run(scene, tmp_path / name, size=50_000)
