@@ -137,11 +137,11 @@ def compress(
     quality: 1..100, 50 when neither a rate nor a size is given.  bpp: the rate to meet in bits per pixel, over what
     Result.bytes counts.  size: the same as the bytes of the whole archive.  For these, windows spread over the scene
     are coded first, and the q nearest to the target is taken, which may lie between two qualities.  tile, overlap:
-    pixels, see GridConfig.  workers: processes, the cores by default; the bytes do not depend on it.  overwrite: replace a complete archive, or one of
-    other settings.  dry_run: write nothing and give an Estimate.  expand_palette: code the colours of a palette
-    picture.  progress: called with (pixels done, pixels in all).  executor: one to use instead of `workers`.
-    accept_licence: needed once for imported weights whose licence is not a free one.  Weights of one rate
-    (ditic-0.6b) take none of quality, bpp and size.
+    pixels, see GridConfig.  workers: processes, the cores by default; the bytes do not depend on it.  overwrite:
+    replace a complete archive, or one of other settings.  dry_run: write nothing and give an Estimate.  expand_palette:
+    code the colours of a palette picture.  progress: called with (pixels done, pixels in all).  executor: one to use
+    instead of `workers`.  accept_licence: needed once for imported weights whose licence is not a free one.  Weights of
+    one rate (ditic-0.6b) take none of quality, bpp and size.
     A run that was stopped is taken up by the same call: finished shards are kept, and the bytes are those of a run
     that was not stopped.  A complete archive of the same scene and settings is left as it is: all of it was resumed.
     Raises ConfigError for settings and for another complete archive, before the scene is read where size, name and
