@@ -5,7 +5,10 @@ In: what a user says.  Out: a TrainConfig, a frozen value that a checkpoint hold
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
 
 from ditic_stream.errors import ConfigError
 from ditic_stream.models.config import LEVELS, PRESETS, ModelConfig
@@ -128,3 +131,57 @@ class TrainConfig:
         """The rate that counts, where none was said too."""
         gentle = self.start and self.stage == "whole"
         return self.rate if self.rate is not None else RATE_FROM_A_SET if gentle else RATE
+
+
+def write_settings(config: TrainConfig, path: Path) -> None:
+    """All settings of a run as JSON, with which `read_settings` gives them back."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(asdict(config), indent=1) + "\n")
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Settings of a JSON object, of those TrainConfig has; ConfigError for any other, or of another type."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read as JSON ({error}); take a run's config.json") from error
+    settings = _checked(found, asdict(TrainConfig(data=("",), out="")), str(path))
+    for name, kind in (("terms", Terms), ("crops", Mix)):
+        if name in settings:
+            settings[name] = kind(**settings[name])
+    return settings
+
+
+def _checked(found: Any, usual: dict[str, Any], where: str) -> dict[str, Any]:
+    if not isinstance(found, dict):
+        raise ConfigError(f"{where} is no JSON object; give settings by name")
+    checked = {}
+    for name, value in found.items():
+        if name not in usual:
+            raise ConfigError(f"{where}: {name!r} is no setting; there are {', '.join(usual)}")
+        like = usual[name]
+        if isinstance(like, dict) and like:
+            checked[name] = _checked(value, like, f"{where}: {name}")
+        elif isinstance(like, tuple):
+            of = type(like[0]) if like else str
+            fits = isinstance(value, list) and all(_is(one, of) for one in value)
+            if not fits or (of is float and len(value) != len(like)):
+                raise ConfigError(f"{where}: {name} {value!r} is no list like {list(like)!r}; give one")
+            checked[name] = tuple(value)
+        elif isinstance(like, dict):
+            if not isinstance(value, dict) or not all(_is(one, int) for one in value.values()):
+                raise ConfigError(f"{where}: {name} {value!r} is no object of whole numbers; give one")
+            checked[name] = value
+        elif like is None:  # a learning rate
+            if value is not None and not _is(value, float):
+                raise ConfigError(f"{where}: {name} {value!r} is neither a number nor null; give one")
+            checked[name] = value
+        elif not _is(value, type(like)):
+            raise ConfigError(f"{where}: {name} {value!r} is not of the kind of {like!r}; give one that is")
+        else:
+            checked[name] = value
+    return checked
+
+
+def _is(value: Any, kind: type) -> bool:
+    return isinstance(value, kind | int if kind is float else kind) and (kind is bool or not isinstance(value, bool))

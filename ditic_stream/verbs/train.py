@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,10 +17,17 @@ from ditic_stream.verbs.options import Device, Json, Quiet
 
 
 def train(
-    data: Annotated[list[str], typer.Argument(help="Folders, tar files, lists, pictures and scenes to train on.")],
+    context: typer.Context,
+    data: Annotated[
+        list[str] | None, typer.Argument(help="Folders, tar files, lists, pictures and scenes to train on.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder of checkpoint, log and weights; a run found there goes on.")] = Path(
         "runs/train"
     ),
+    config: Annotated[
+        Path | None,
+        typer.Option(help="Settings as JSON, such as a run's config.json; options that are given win."),
+    ] = None,
     model: Annotated[
         str, typer.Option(help="Preset of sizes: small or tiny; or ditic-0.6b:SET, to tune that set.")
     ] = "small",
@@ -85,8 +93,10 @@ def train(
     To go on: ditic-stream train scenes.tar --start small --minutes 120 --out runs/mine
     To tune:  ditic-stream train scenes.tar --model ditic-0.6b:q3 --device cuda --minutes 600 --out runs/q3
     """
+    if not data and config is None:
+        raise typer.BadParameter("name what to train on, or a --config that does")
     common = {
-        "data": tuple(data), "out": str(out), "stage": stage, "minutes": minutes, "steps": steps,
+        "data": tuple(data or ()), "out": str(out), "stage": stage, "minutes": minutes, "steps": steps,
         "batch": batch, "side": side, "threads": threads, "device": device, "precision": precision, "report": report,
         "seed": seed, "features": features, "memory": memory,
     }  # fmt: skip
@@ -97,9 +107,13 @@ def train(
     terms = {"perceptual": perceptual, "adversarial": adversarial, "distillation": distillation}
     run: Callable[[console.Progress], Path]
     if family_of(model) in FAMILIES.values():
+        if config is not None:
+            raise ConfigError(f"--config is of the package's own networks; leave it out for {model}")
         run = _tuning(model, start, common, only, own | terms)
     else:
-        run = _training(model, start, common, only, own, terms)
+        sources = {name: context.get_parameter_source(name) for name in context.params}
+        given = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
+        run = _training({"model": model, "start": start, **common, **own}, only, terms, config, given)
     with (
         console.interruptible(f"run the same command again to go on from the last checkpoint in {out}"),
         console.Progress("train", quiet=quiet, unit="min") as progress,
@@ -111,25 +125,33 @@ def train(
 
 
 def _training(
-    model: str,
-    start: str,
-    common: dict[str, Any],
-    only: dict[str, Any],
-    own: dict[str, Any],
-    terms: dict[str, float],
+    options: dict[str, Any], only: dict[str, Any], terms: dict[str, float], config: Path | None, given: set[str]
 ) -> Callable[[console.Progress], Path]:
-    """A run of the package's own networks."""
+    """A run of the package's own networks.  given: options that were said, which win over those of a file."""
     from ditic_stream.training.objective import Terms
-    from ditic_stream.training.settings import TrainConfig
+    from ditic_stream.training.settings import TrainConfig, read_settings, write_settings
     from ditic_stream.training.train import run
 
+    if config is not None:
+        file = read_settings(config)
+        options = {**options, **file, **{name: options[name] for name in {"out", *given} & options.keys()}}
+        terms = {**asdict(file.get("terms", Terms())), **{name: terms[name] for name in given & terms.keys()}}
     for name, value in only.items():
         if value is not None:
-            raise ConfigError(f"--{name.replace('_', '-')} is of ditic-0.6b; {model} has no such thing")
-    if common["stage"] == "adversarial":
-        raise ConfigError(f"the stage adversarial is of ditic-0.6b; for {model} take whole or entropy")
-    settings = TrainConfig(model=model, start=start, terms=Terms(**terms), **common, **own)
-    return lambda progress: run(settings, progress, progress.say)
+            raise ConfigError(f"--{name.replace('_', '-')} is of ditic-0.6b; {options['model']} has no such thing")
+    if options["stage"] == "adversarial":
+        raise ConfigError(f"the stage adversarial is of ditic-0.6b; for {options['model']} take whole or entropy")
+    settings = TrainConfig(**{**options, "terms": Terms(**terms)})
+    if not settings.data:
+        raise ConfigError(f"neither the command nor {config} names what to train on; name it")
+    out = Path(settings.out)
+
+    def begin(progress: console.Progress) -> Path:
+        if not (out / "checkpoint.pt").exists():
+            write_settings(settings, out / "config.json")
+        return run(settings, progress, progress.say)
+
+    return begin
 
 
 def _tuning(
