@@ -155,7 +155,7 @@ def read_settings(path: Path) -> dict[str, Any]:
 def _checked(found: Any, usual: dict[str, Any], where: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ConfigError(f"{where} is no JSON object; give settings by name")
-    checked = {}
+    checked: dict[str, Any] = {}
     for name, value in found.items():
         if name not in usual:
             raise ConfigError(f"{where}: {name!r} is no setting; there are {', '.join(usual)}")
