@@ -8,8 +8,7 @@ import imagecodecs
 import numpy as np
 import pytest
 from pictures import landscape, write_scene
-
-from benchmarks.rate_quality import SETTINGS, Bytes, at_bytes, classical, kinds, pictures_of
+from rate_quality import SETTINGS, Bytes, at_bytes, classical, kinds, pictures_of
 
 
 def test_a_folder_may_hold_gray_16_bit_and_many_bands_in_folders_of_its_own(tmp_path: Path) -> None:

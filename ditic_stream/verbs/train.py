@@ -11,7 +11,7 @@ import typer
 
 from ditic_stream import console
 from ditic_stream.errors import ConfigError
-from ditic_stream.families import FAMILIES, family_of
+from ditic_stream.families import FAMILIES, attention_asked, family_of
 from ditic_stream.training import SEED_MAX
 from ditic_stream.verbs.options import Device, Json, Quiet
 
@@ -147,6 +147,7 @@ def _training(
     out = Path(settings.out)
 
     def begin(progress: console.Progress) -> Path:
+        attention_asked()  # a variable that names none is found before anything is written
         if not (out / "checkpoint.pt").exists():
             write_settings(settings, out / "config.json")
         return run(settings, progress, progress.say)
