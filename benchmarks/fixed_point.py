@@ -1,6 +1,6 @@
 """What integers cost the rate: the entropy networks of a run as exported, beside the floats they were made from.
 
-    python -m benchmarks.fixed_point RUN PICTURES ... [--qs 0 32 64 96]
+    python -m benchmarks.fixed_point RUN PICTURES ... [--qualities 1 33 67 100]
 
 RUN: the folder of a finished run (`checkpoint.pt`, `weights.safetensors`).  Both sides see the same latents and count
 bits under the same tables, those of Gaussians cut to so many widths, so that only the networks differ; beside it the
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ditic_stream.config import q_of_quality
 from ditic_stream.entropy import CODED_FROM, EntropyModel
 from ditic_stream.models.config import LOG_SCALE_MIN, LOG_SCALE_STEP, Q_STEPS, SCALES, ModelConfig
 from ditic_stream.models.latent_codec import Z_MAX, LatentCodec, at_level
@@ -37,7 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("pictures", type=Path, nargs="+")
-    parser.add_argument("--qs", type=int, nargs="+", default=[0, 32, 64, 96])
+    parser.add_argument("--qualities", type=int, nargs="+", default=[1, 33, 67, 100])
     args = parser.parse_args()
     torch.set_num_threads(1)
     weights = load_weights(str(args.run / "weights.safetensors"))
@@ -45,13 +46,14 @@ def main() -> None:
     entropy = EntropyModel(weights.config, weights.tensors)
     tables = (tables_of(gaussian_masses()), weights.tensors)
     pictures = load_pictures(args.pictures)
-    print("| q | bpp, floats | integers | integers, fitted tables |\n|---|---|---|---|")
-    for q in args.qs:
+    print("| quality | bpp, floats | integers | integers, fitted tables |\n|---|---|---|---|")
+    for quality in args.qualities:
+        q = q_of_quality(quality)
         found = np.array([bits_of(network, entropy, tables, picture, q) for picture in pictures])
         pixels = sum(picture.shape[1] // CELL * (picture.shape[2] // CELL) * CELL**2 for picture in pictures)
         total = found.sum(0)
         shares = " | ".join(f"{100 * (bits / total[0] - 1):+.2f} %" for bits in total[1:])
-        print(f"| {q} | {total[0] / pixels:.4f} | {shares} |", flush=True)
+        print(f"| {quality} | {total[0] / pixels:.4f} | {shares} |", flush=True)
 
 
 def network_of(run: Path, config: ModelConfig) -> Network:

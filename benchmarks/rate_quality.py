@@ -44,7 +44,7 @@ SETTINGS: dict[str, list[float]] = {
     "avif": [2, 6, 12, 20, 30, 40, 50, 60, 70, 80, 90],
     "webp": [0, 3, 8, 16, 30, 50, 70, 85, 93],
     "jpegxl": [25, 19, 14, 10, 7, 5, 3.5, 2.4, 1.6, 1.0],
-    "ours": [0, 8, 16, 24, 32, 40, 48, 56, 64, 72, 80, 88, 96, 104, 112],
+    "ours": [1, 8, 15, 22, 29, 36, 43, 50, 57, 64, 71, 78, 85, 92, 100],
 }
 METRICS = {"psnr": "PSNR dB", "ms_ssim": "MS-SSIM", "ssimulacra2": "SSIMULACRA2", "features": "feature distance"}
 Bytes = NDArray[np.uint8]
@@ -136,11 +136,13 @@ class Ours:
         torch.set_num_threads(1)
         self.codec = load_codec(model)
 
-    def __call__(self, pixels: Bytes, q: int) -> tuple[int, Bytes]:
+    def __call__(self, pixels: Bytes, quality: int) -> tuple[int, Bytes]:
         from ditic_stream.bitstream import CODED, HEADER_BYTES, Record
+        from ditic_stream.config import q_of_quality
         from ditic_stream.geometry import TileKey, cells
 
         height, width = pixels.shape[:2]
+        q = q_of_quality(quality)
         units = pixels.transpose(2, 0, 1)[None].astype(np.float32) / np.float32(255)
         coded = self.codec.encode(units, (slice(0, height), slice(0, width)), q)
         record = Record(

@@ -21,6 +21,7 @@ from ditic_stream.blend import Blender
 from ditic_stream.config import GridConfig, q_of_quality
 from ditic_stream.entropy import TileLatent
 from ditic_stream.geometry import CELL, cells
+from ditic_stream.models.config import Q_STEPS
 from ditic_stream.tiling import Grid
 
 
@@ -65,11 +66,12 @@ def main() -> None:
     for path in args.pictures:
         pixels = imagecodecs.imread(path)[..., :3].transpose(2, 0, 1)[None].astype(np.float32) / np.float32(255)
         height, width = pixels.shape[2:]
-        for q in map(q_of_quality, args.quality):
+        for quality in args.quality:
+            q = q_of_quality(quality)
             coded = codec.encode(pixels, (slice(0, height), slice(0, width)), q)
             latent = codec.entropy.pull(coded, 1, cells(height), cells(width), q)
             whole = codec.render(latent.values, latent.scales, q, (0, 0))[0, :, :height, :width] * 255
-            print(f"| {path.stem} | {q} | whole | - | - | {at_borders(whole, args.tile):.3f} |")
+            print(f"| {path.stem} | {quality} | whole | - | - | {at_borders(whole, args.tile):.3f} |")
             for overlap in (0, CELL, 2 * CELL, 4 * CELL):
                 grid = Grid(height=height, width=width, config=GridConfig(tile=args.tile, overlap=overlap))
                 tiled = windowed(codec, latent, grid, q) * 255
@@ -77,7 +79,7 @@ def main() -> None:
                 decibels = 10 * np.log10(65025 / max(error, 1e-12))
                 worst = np.abs(tiled - whole).max()
                 print(
-                    f"| {path.stem} | {q} | {overlap} | {decibels:.1f} | {worst:.1f} "
+                    f"| {path.stem} | {quality} | {overlap} | {decibels:.1f} | {worst:.1f} "
                     f"| {at_borders(tiled, args.tile):.3f} |"
                 )
             print_halo(codec, pixels, q)
@@ -86,7 +88,7 @@ def main() -> None:
 def print_halo(codec: SmallCodec, pixels: NDArray[np.float32], q: int) -> None:
     """How far the latents of a 256 px core are from those of the whole picture, for encode halos of 0 to 128 px."""
     whole = codec.network.encoder(torch.from_numpy(pixels[:, :, :1024, :1024]))
-    steps = codec.network.codec.gain(torch.tensor([q / 16]))
+    steps = codec.network.codec.gain(torch.tensor([q / Q_STEPS]))
     for halo in (0, 32, 64, 128):
         part = slice(256 - halo, 512 + halo)
         features = codec.network.encoder(torch.from_numpy(pixels[:, :, part, part].copy()))

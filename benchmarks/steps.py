@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from ditic_stream._small_codec import SmallCodec, load
 from ditic_stream.geometry import cells
+from ditic_stream.models.config import Q_STEPS
 from ditic_stream.training.evaluation import smooth_pictures
 
 FLAT, REACH = 1.5, 17
-Q_OF_LEVEL = 16
 Sums = NDArray[np.float64]
 """Rows 32, 16, 8 and elsewhere; columns sum of gradients and how many."""
 
@@ -85,7 +85,7 @@ def main() -> None:
     print("| level | ramps and hazes | flat regions | whole pictures | drift: largest, median |\n|---|---|---|---|---|")
     for level in [None, *args.levels]:
         shown = {
-            name: source if level is None else decoded(codec, source / np.float32(255), Q_OF_LEVEL * level)
+            name: source if level is None else decoded(codec, source / np.float32(255), Q_STEPS * level)
             for name, source in (sources | real).items()
         }
         smooth = sum(sums(shown[name], None) for name in sources)

@@ -23,7 +23,7 @@ from ditic_stream._paths import Place
 from ditic_stream._shard import index_bytes
 from ditic_stream._sizes import SEAL_BYTES
 from ditic_stream.bitstream import HEADER_BYTES
-from ditic_stream.config import Q_MAX, QUALITY_MAX, QUALITY_MIN, GridConfig, q_of_quality
+from ditic_stream.config import Q_MAX, Q_OF_QUALITY, GridConfig, quality_of_q
 from ditic_stream.errors import ConfigError, naming
 from ditic_stream.executors import Executor, Note, one_thread
 from ditic_stream.families import family_of
@@ -51,7 +51,7 @@ SEEN_SMALL = 16
 and those of a part of the windows once missed it (docs/numbers.md)."""
 LADDER = tuple(range(0, Q_MAX + 1, Q_MAX // 4))
 """Rates at which the first sample is coded to find about where a target lies."""
-ASIDE = 6
+ASIDE = 5 * Q_OF_QUALITY
 """Steps of q on both sides of the expected one at which the second sample is coded."""
 REFINED = 3
 """Times that sample is coded at most: again where the target does not lie between the two."""
@@ -325,11 +325,10 @@ def _crossing(qs: np.ndarray, sizes: np.ndarray, target: float) -> float:
     """q where log(bytes), linear between the ends of the piece that holds it and beyond, meets the target."""
     logs = np.log(np.maximum(sizes, 1))
     piece = int(np.clip(np.searchsorted(logs, math.log(max(target, 1))) - 1, 0, len(qs) - 2))
-    slope = max((logs[piece + 1] - logs[piece]) / max(qs[piece + 1] - qs[piece], 1), 1e-3)
+    slope = max((logs[piece + 1] - logs[piece]) / max(qs[piece + 1] - qs[piece], 1), 1e-5)
     return float(np.clip(qs[piece] + (math.log(max(target, 1)) - logs[piece]) / slope, 0, Q_MAX))
 
 
 def at(manifest: Manifest, q: int) -> Manifest:
-    """The same settings at a rate, which every eighth time lies between two qualities: the lower one is said then."""
-    nearest = min(range(QUALITY_MIN, QUALITY_MAX + 1), key=lambda quality: abs(q_of_quality(quality) - q))
-    return replace(manifest, quality=nearest, q=q)
+    """The same settings at a rate, which as a rule lies between two qualities: the nearer one is said."""
+    return replace(manifest, quality=quality_of_q(q), q=q)

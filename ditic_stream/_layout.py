@@ -84,8 +84,10 @@ class Layout:
 
     @property
     def sized(self) -> bool:
-        """True for archives of format 2: they say the sizes of their chunks, and have previews of all bands."""
-        return self.manifest.format >= 2
+        """True for archives that say the sizes of their chunks and have previews of all bands: those of format 2, and
+        those of format 3 to which it is of use."""
+        manifest = self.manifest
+        return manifest.format == 2 or (manifest.format > 2 and _of_use(manifest.image, manifest.grid, manifest.planes))
 
     def block_of(self, shard: TileKey) -> TileKey:
         return TileKey(shard.row // BLOCK, shard.col // BLOCK)
@@ -197,10 +199,10 @@ class Layout:
         return [3 * self.previews, side, side], [_sharding([3, side, side], plain)]
 
 
-def format_for(image: Image, grid: GridConfig, planes: int) -> int:
-    """The format a new archive gets: 2 where its sizes or the previews of more bands are of use, else 1."""
+def _of_use(image: Image, grid: GridConfig, planes: int) -> bool:
+    """Whether the sizes of chunks, or previews of other bands than the first or three, are of use."""
     tiles = -(-image.height // grid.tile) * -(-image.width // grid.tile)
-    return 2 if planes or image.bands not in (1, 3) or tiles >= MANY_TILES else 1
+    return planes > 0 or image.bands not in (1, 3) or tiles >= MANY_TILES
 
 
 def group_document(attributes: Json) -> bytes:

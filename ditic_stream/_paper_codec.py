@@ -112,7 +112,7 @@ class PaperCodec:
     def encode_at(self, pixels: NDArray[np.float32], core: tuple[slice, slice], qs: Sequence[int]) -> list[Coded]:
         """As codec.TileCodec says; the same for each of `qs`."""
         if wrong := [q for q in qs if not 0 <= q <= Q_MAX]:
-            raise ConfigError(f"q {wrong[0]} is outside 0..{Q_MAX}; it is a sixteenth of a rate level")
+            raise ConfigError(f"q {wrong[0]} is outside 0..{Q_MAX}; q_of_quality gives one inside")
         inner = tuple(
             slice(part.start // UNITS.cell, part.start // UNITS.cell + UNITS.core_cells(part.stop - part.start))
             for part in core

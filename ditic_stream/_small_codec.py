@@ -70,10 +70,10 @@ class SmallCodec:
 
         pixels: float32 (groups, 3, rows, columns) in network units, 0..1 for black to white; any size, padded here by
         reflection to whole cells.  core: its rows and columns inside the window, starting on multiples of 32.  qs:
-        0..112.
+        0..11088.
         """
         if wrong := [q for q in qs if not 0 <= q <= Q_MAX]:
-            raise ConfigError(f"q {wrong[0]} is outside 0..{Q_MAX}; it is a sixteenth of a rate level")
+            raise ConfigError(f"q {wrong[0]} is outside 0..{Q_MAX}; a rate level is {Q_STEPS}")
         height, width = pixels.shape[2:]
         pad = ((0, 0), (0, -height % CELL), (0, -width % CELL))
         row, col = core[0].start // CELL, core[1].start // CELL

@@ -44,7 +44,7 @@ class TileCodec(Protocol):
         """Code the core of a window once for each of some rates; the encoder itself runs once.
 
         pixels: float32 (groups, 3, rows, columns) in network units, 0..1 for black to white; any size.  core: its rows
-        and columns inside the window, starting on whole cells.  qs: 0..112.
+        and columns inside the window, starting on whole cells.  qs: 0..11088.
         """
         ...
 

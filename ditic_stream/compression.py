@@ -23,7 +23,7 @@ from ditic_stream._claim import keep_apart
 from ditic_stream._destination import destination_of
 from ditic_stream._encoding import Describe, EncodeShard, Receipt, area, peak_memory
 from ditic_stream._forecast import CodeWindows, Forecast, Forecaster, at, spread
-from ditic_stream._layout import Layout, format_for
+from ditic_stream._layout import Layout
 from ditic_stream._lock import hold, release
 from ditic_stream._pace import Spent, seconds_of_run
 from ditic_stream._paths import Name, Place, Uri, everywhere, place_of
@@ -299,9 +299,8 @@ def _manifest(
         surveyed = earlier.radiometry
     else:
         surveyed = survey(scene).to_json()
-    image = Image(height=scene.height, width=scene.width, bands=scene.bands, dtype=scene.dtype)
     return Manifest(
-        image=image,
+        image=Image(height=scene.height, width=scene.width, bands=scene.bands, dtype=scene.dtype),
         radiometry=surveyed,
         grid=grid.config,
         shard=grid.shard,
@@ -323,7 +322,6 @@ def _manifest(
             "torch": version("torch").partition("+")[0],
         },
         attributes=_georeference(scene.metadata, grid),
-        format=format_for(image, grid.config, len(surveyed["planes"])),
     )
 
 

@@ -9,16 +9,23 @@ from ditic_stream.errors import ConfigError
 DTYPES = ("uint8", "uint16", "int16", "float32")
 """Sample types an archive can hold."""
 
-QUALITY_MIN, QUALITY_MAX, Q_MAX = 1, 100, 112
-"""`--quality` runs 1..100; the models see the integer q = 0..112, a sixteenth of a rate level (7 levels, 16 steps
-each)."""
+QUALITY_MIN, QUALITY_MAX = 1, 100
+"""Bounds of `--quality`."""
+Q_OF_QUALITY = 112
+"""The models see an integer rate q; a step of quality is so many of it, and a rate level (there are 7, from 0) 1584."""
+Q_MAX = Q_OF_QUALITY * (QUALITY_MAX - QUALITY_MIN)
 
 
 def q_of_quality(quality: int) -> int:
-    """The integer rate parameter q (0..112, stored in the archive) of a user's quality (1..100)."""
+    """The integer rate q (0..11088, stored in the archive) of a user's quality (1..100): equal steps."""
     if not QUALITY_MIN <= quality <= QUALITY_MAX:
         raise ConfigError(f"quality {quality} is outside {QUALITY_MIN}..{QUALITY_MAX}; choose one inside")
-    return round((quality - QUALITY_MIN) * Q_MAX / (QUALITY_MAX - QUALITY_MIN))
+    return (quality - QUALITY_MIN) * Q_OF_QUALITY
+
+
+def quality_of_q(q: int) -> int:
+    """The quality (1..100) nearest to a rate q, which may lie between two; the lower one of two as near."""
+    return (q + Q_OF_QUALITY // 2 - 1) // Q_OF_QUALITY + QUALITY_MIN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

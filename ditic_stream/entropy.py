@@ -45,7 +45,7 @@ VALUE_MAX, SYMBOL_MAX, MEAN_MAX = 32767, 1000, 16383
 """Bounds of a value (sixteenths of a step), of a symbol, and of a mean (sixteenths)."""
 LAYERS = ("conv1", "expand", "conv2", "conv3", "out")
 CONTEXT_LAYERS = tuple(f"{name}_{layer}" for name in ("near", "context") for layer in ("conv", "join", "out"))
-KNOWN_ANSWER_Q = (0, 37, Q_MAX)
+KNOWN_ANSWER_Q = (0, 37 * Q_STEPS // 16, Q_MAX)
 
 Int16 = NDArray[np.int16]
 Int64 = NDArray[np.int64]
@@ -119,10 +119,10 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def interpolate(nodes: Tensor, q: int) -> Tensor:
-    """Integer table of a rate q, between the nodes of its two levels: (a * (16 - f) + b * f + 8) >> 4."""
+    """Integer table of a rate q, between the nodes of its two levels: (a * (1584 - f) + b * f + 792) // 1584."""
     level = min(q // Q_STEPS, len(nodes) - 2)
     part = q - level * Q_STEPS
-    return (nodes[level] * (Q_STEPS - part) + nodes[level + 1] * part + Q_STEPS // 2) >> 4
+    return (nodes[level] * (Q_STEPS - part) + nodes[level + 1] * part + Q_STEPS // 2) // Q_STEPS
 
 
 def _halves(x: Tensor) -> tuple[Int64, Int64]:
@@ -241,7 +241,7 @@ class EntropyModel:
         latent, first = self.config.latent, self.config.context
         shape = (len(z), first if coarse else latent, height, width)
         symbols, values, indexes = np.zeros(shape, np.int32), np.zeros(shape, np.int16), np.zeros(shape, np.uint8)
-        table = (interpolate(self.scale_table, q).numpy() + Q_STEPS // 2)[:, None, None]
+        table = (interpolate(self.scale_table, q).numpy() + 8)[:, None, None]
 
         def coded(part: slice, cells: NDArray[np.bool_], mean: Int64, scale: Int64) -> Passes:
             means = mean.clip(-MEAN_MAX, MEAN_MAX).astype(np.int16)

@@ -21,10 +21,12 @@ from ditic_stream import schemas
 from ditic_stream.config import GridConfig
 from ditic_stream.errors import ChecksumError, ConfigError, FormatError, UnsupportedVersionError
 
-FORMAT = 2
-"""The latest written format this release knows (docs/format.md); 1 is what an archive has that needs nothing of 2."""
+FORMAT = 3
+"""The format that is written, and the latest that is read (docs/format.md)."""
 SCHEMA = "archive-1"
-"""The schema of manifests of both."""
+"""The schema of manifests of all."""
+SIXTEENTH = 99
+"""Steps of q in a sixteenth of a rate level, which is what q counts in formats 1 and 2."""
 KEY = "ditic"
 """Name of the manifest among the attributes of the Zarr group."""
 MAX_MANIFEST = 2**24
@@ -96,7 +98,7 @@ class Manifest:
     quality: int
     """The user's quality, 1..100."""
     q: int
-    """The integer rate parameter the model sees, 0..112."""
+    """The integer rate the model sees, 0..11088."""
     source: SourceRef
     software: str
     """Name and version of the writer."""
@@ -106,22 +108,31 @@ class Manifest:
     """True once every shard is written."""
     attributes: Json = field(default_factory=dict)
     """Further attributes of the Zarr group, for other tools (georeferencing).  The digest covers them."""
-    format: int = 1
-    """1 or 2; `_layout.format_for` says which a new archive gets."""
+    format: int = FORMAT
+    """1 to 3."""
 
     @property
     def archive_id(self) -> bytes:
         """First 8 bytes of the SHA-256 of the settings that decide the symbols; repeated in every record."""
         settings = {
-            "format": 1,  # of what the records hold, which 2 has not changed
+            "format": 1,  # of what the records hold, which has not changed
             "image": _plain(self.image),
             "radiometry": self.radiometry,
             "grid": {**_plain(self.grid), "shard": self.shard},
             "model": _plain(self.model),
-            "q": self.q,
+            "q": self._q,
             "source": self.source.identity,
         }
         return hashlib.sha256(canonical_json(settings)).digest()[:8]
+
+    @property
+    def _q(self) -> int:
+        """q as the document says it."""
+        if self.format > 2:
+            return self.q
+        if self.q % SIXTEENTH:
+            raise ConfigError(f"q {self.q} is no multiple of {SIXTEENTH}, which format {self.format} asks; write 3")
+        return self.q // SIXTEENTH
 
     @property
     def planes(self) -> int:
@@ -144,7 +155,7 @@ class Manifest:
             "radiometry": self.radiometry,
             "grid": {**_plain(self.grid), "shard": self.shard},
             "model": _plain(self.model),
-            "quality": {"quality": self.quality, "q": self.q},
+            "quality": {"quality": self.quality, "q": self._q},
             "source": source,
             "software": self.software,
             "numerics": dict(self.numerics),
@@ -229,7 +240,7 @@ def _refuse(constant: str) -> Any:
 
 def _build(document: Json, attributes: Json) -> Manifest:
     image, grid, source, model = document["image"], document["grid"], document["source"], document["model"]
-    packed = source.get("metadata_deflate")
+    packed, version = source.get("metadata_deflate"), int(document["format"])
     # int(): a schema lets 1024.0 pass for an integer
     return Manifest(
         image=Image(
@@ -240,7 +251,7 @@ def _build(document: Json, attributes: Json) -> Manifest:
         shard=int(grid["shard"]),
         model=ModelRef(**model),
         quality=int(document["quality"]["quality"]),
-        q=int(document["quality"]["q"]),
+        q=int(document["quality"]["q"]) * (1 if version > 2 else SIXTEENTH),
         source=SourceRef(
             name=source["name"],
             size=int(source["size"]),
@@ -253,7 +264,7 @@ def _build(document: Json, attributes: Json) -> Manifest:
         numerics=document["numerics"],
         complete=document["complete"],
         attributes=attributes,
-        format=int(document["format"]),
+        format=version,
     )
 
 

@@ -10,6 +10,7 @@ from pictures import landscape
 
 from ditic_stream.bitstream import CODED, Record
 from ditic_stream.codec import TileCodec, load_codec
+from ditic_stream.config import Q_MAX
 from ditic_stream.entropy import Coded
 from ditic_stream.errors import ConfigError, WeightsError
 from ditic_stream.geometry import TileKey, cells
@@ -50,7 +51,7 @@ def test_any_size_comes_back_in_its_size(codec: TileCodec, shape: tuple[int, int
 def test_more_quality_costs_more_and_is_nearer(codec: TileCodec) -> None:
     pixels = _pixels(256, 256)
     sizes, nearness = [], []
-    for q in (0, 28, 56, 84, 112):
+    for q in range(0, Q_MAX + 1, Q_MAX // 4):
         size, decoded = _there_and_back(codec, pixels, q)
         sizes.append(size)
         nearness.append(psnr(pixels[0], decoded[0], peak=1.0))
@@ -59,8 +60,8 @@ def test_more_quality_costs_more_and_is_nearer(codec: TileCodec) -> None:
 
 def test_core_of_a_window_is_all_that_is_coded(codec: TileCodec) -> None:
     pixels = _pixels(192, 192)
-    coded = codec.encode(pixels, (slice(32, 96), slice(64, 192)), 50)
-    latent = codec.decode_symbols(_record(coded), 1, 2, 4, 50)
+    coded = codec.encode(pixels, (slice(32, 96), slice(64, 192)), 5000)
+    latent = codec.decode_symbols(_record(coded), 1, 2, 4, 5000)
     assert latent.values.shape[2:] == (2, 4)
 
 
@@ -77,8 +78,8 @@ def test_archive_of_one_process_decodes_the_same_in_another_codec_object(codec: 
 
 
 def test_bad_calls_say_what_is_wrong(codec: TileCodec, tmp_path: object) -> None:
-    with pytest.raises(ConfigError, match=r"q 113 is outside 0\.\.112"):
-        codec.encode(_pixels(32, 32), (slice(0, 32), slice(0, 32)), 113)
+    with pytest.raises(ConfigError, match=r"q 11089 is outside 0\.\.11088"):
+        codec.encode(_pixels(32, 32), (slice(0, 32), slice(0, 32)), Q_MAX + 1)
     with pytest.raises(ConfigError, match="no weights are named 'huge'"):
         load_codec("huge")
     with pytest.raises(ConfigError, match="device 'nonsense'"):
@@ -96,7 +97,7 @@ def test_damaged_weights_are_refused(tmp_path) -> None:  # type: ignore[no-untyp
 def test_many_bands_are_coded_without_a_second_copy_of_them(codec):
     pixels = np.repeat(_pixels(512, 512), 20, axis=0)
     tracemalloc.start()  # numpy's memory; that of torch is not seen, and is of one group at a time
-    codec.encode(pixels, (slice(0, 64), slice(0, 64)), 50)
+    codec.encode(pixels, (slice(0, 64), slice(0, 64)), 5000)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < pixels.nbytes / 2

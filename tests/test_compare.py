@@ -32,7 +32,7 @@ def archive_of(scene: Path, archive: Path, tile: int = 256) -> Path:
         manifest = Manifest(
             image=Image(height=source.height, width=source.width, bands=source.bands, dtype=source.dtype),
             radiometry=radiometry.to_json(), grid=grid.config, shard=grid.shard,
-            model=ModelRef(name="tiny", config={}, weights="0" * 64, licence="none"), quality=50, q=56,
+            model=ModelRef(name="tiny", config={}, weights="0" * 64, licence="none"), quality=50, q=5488,
             source=SourceRef(name=scene.name, size=source.size, sha256=source.digest(), metadata=source.metadata),
             software="test",
         )  # fmt: skip

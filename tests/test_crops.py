@@ -92,8 +92,30 @@ def test_pictures_below_the_side_of_a_crop_are_left_out() -> None:
 
 
 def test_another_mix_cuts_the_same_places_and_changes_other_shares() -> None:
-    usual, other = (Crops(pictures(), 64, 3, mix=mix) for mix in (Mix(), Mix(shrunk=0, smooth=1, graded=0)))
+    mixes = Mix(detailed=0), Mix(shrunk=0, smooth=1, graded=0, detailed=0)
+    usual, other = (Crops(pictures(), 64, 3, mix=mix) for mix in mixes)
     one, two = (crops.draw(32) for crops in (usual, other))
     assert torch.equal(one.picture, two.picture) and torch.equal(one.flipped, two.flipped)
     assert bool(two.smooth.all()) and not bool(two.graded.any()) and set(two.cut.tolist()) == {64}
     assert 0 < int(one.smooth.sum()) < 32
+
+
+def test_detail_of_a_place_is_about_that_of_the_crop_cut_there() -> None:
+    smooth = torch.linspace(0, 255, 700).expand(3, 300, 700).to(torch.uint8)
+    smooth[1, :, 350:] = torch.arange(350) % 2 * 20  # in green, which tells, 20 levels a pixel
+    crops = Crops([smooth], 256, 3)
+    zero = torch.zeros(3, dtype=torch.long)
+    found = crops.detail(zero, torch.tensor([256, 256, 256]), zero, torch.tensor([0, 400, 222]))
+    assert float(found[0]) == pytest.approx(255 / 700, abs=0.02)
+    assert float(found[1]) == 20 and float(found[2]) == pytest.approx(10.6, abs=0.1)
+
+
+def test_a_detailed_crop_is_the_most_detailed_of_its_candidates() -> None:
+    held = [torch.full((3, 300, 300), 90, dtype=torch.uint8) for _ in range(7)] + pictures()[:1]  # noise is the last
+    share = 300 * 700 / (300 * 700 + 7 * 300 * 300)
+    plain, chosen = (Crops(held, 256, 3, mix=Mix(detailed=part)) for part in (0.0, 1.0))
+    noisy = [float((crops.draw(2000).picture == 7).double().mean()) for crops in (plain, chosen)]
+    assert noisy[0] == pytest.approx(share, abs=0.05)
+    assert noisy[1] == pytest.approx(1 - (1 - share) ** 8, abs=0.05)
+    half = Crops(held, 256, 3, mix=Mix(detailed=0.5)).draw(2000)
+    assert float((half.picture == 7).double().mean()) == pytest.approx(sum(noisy) / 2, abs=0.05)

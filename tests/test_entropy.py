@@ -73,7 +73,7 @@ def test_symbols_are_equal_for_any_threads_layout_batch_and_precision(weights: W
     z, steps = _tile(model, 13, 22, groups=3)
 
     def made(other: EntropyModel = model, groups: slice = slice(None)) -> list[np.ndarray]:
-        symbols, parts = other.quantise(z[groups], steps[groups], 50)
+        symbols, parts = other.quantise(z[groups], steps[groups], 5000)
         return [symbols, *(array for part in parts for array in part)]
 
     def same(other: list[np.ndarray]) -> bool:
@@ -97,8 +97,8 @@ def test_symbols_are_equal_for_any_threads_layout_batch_and_precision(weights: W
         layer.weight, layer.scale, layer.half = layer.weight.double(), layer.scale.double(), layer.half.double()
     x = torch.from_numpy(z).double()
     for name in LAYERS[:1]:
-        fast = model.layers[name](x.float(), 50, 0, ACTIVATION_MAX)
-        assert torch.equal(fast.double(), exact.layers[name](x, 50, 0, ACTIVATION_MAX))
+        fast = model.layers[name](x.float(), 5000, 0, ACTIVATION_MAX)
+        assert torch.equal(fast.double(), exact.layers[name](x, 5000, 0, ACTIVATION_MAX))
 
 
 @settings(max_examples=25, deadline=None)
@@ -145,7 +145,7 @@ def test_integer_context_follows_the_float_one(with_context: Path) -> None:
         z = network.codec.hyper(features, level).round().clamp(-127, 127)
         ideal = network.codec(features, level)
         steps = (features * network.codec.gain(level) * 16).numpy()
-    latent = model.pull(model.push(z.int().numpy(), steps, 64), 1, 10, 8, 64)
+    latent = model.pull(model.push(z.int().numpy(), steps, 6336), 1, 10, 8, 6336)
     widths = (LOG_SCALE_MIN + LOG_SCALE_STEP * torch.arange(SCALES)).exp()[torch.from_numpy(latent.scales).long()]
     gain = network.codec.gain(level)
     apart = ((ideal.spread * gain).log() - spread(widths).log()).abs()
@@ -156,11 +156,11 @@ def test_integer_context_follows_the_float_one(with_context: Path) -> None:
 
 def test_decoder_out_of_step_raises(model: EntropyModel) -> None:
     z, steps = _tile(model, 8, 8)
-    coded = model.push(z, steps, 60)
+    coded = model.push(z, steps, 6000)
     with pytest.raises(DesyncError, match="checksum"):
-        model.pull(replace(coded, symbols_crc=coded.symbols_crc ^ 1), 1, 8, 8, 60)
+        model.pull(replace(coded, symbols_crc=coded.symbols_crc ^ 1), 1, 8, 8, 6000)
     with pytest.raises(DesyncError):
-        model.pull(coded, 1, 8, 8, 61)
+        model.pull(coded, 1, 8, 8, 6112)
 
 
 @pytest.mark.parametrize("name", ["out", "near_join", "context_out"])
@@ -176,9 +176,18 @@ def test_device_that_computes_otherwise_is_refused(with_context: Path, name: str
 def test_interpolation_meets_the_nodes() -> None:
     nodes = torch.tensor([[-5, 10], [7, 20], [100, -30]])
     assert interpolate(nodes, 0).tolist() == [-5, 10]
-    assert interpolate(nodes, 16).tolist() == [7, 20]
-    assert interpolate(nodes, 32).tolist() == [100, -30]
-    assert interpolate(nodes, 8).tolist() == [1, 15]
+    assert interpolate(nodes, 1584).tolist() == [7, 20]
+    assert interpolate(nodes, 3168).tolist() == [100, -30]
+    assert interpolate(nodes, 792).tolist() == [1, 15]
+
+
+def test_whole_sixteenths_of_a_level_are_what_formats_1_and_2_had() -> None:
+    nodes = torch.randint(-(2**20), 2**20, (8, 500), generator=torch.Generator().manual_seed(0))
+    for q in range(113):
+        level = min(q // 16, 6)
+        part = q - 16 * level
+        earlier = (nodes[level] * (16 - part) + nodes[level + 1] * part + 8) >> 4
+        assert torch.equal(interpolate(nodes, 99 * q), earlier)
 
 
 def test_requantiser_rounds_half_up() -> None:

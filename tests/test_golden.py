@@ -15,7 +15,7 @@ from ditic_stream.verify import verify
 GOLDEN = Path(__file__).parent / "golden"
 
 
-@pytest.mark.parametrize("name", ["archive-1", "archive-2"])
+@pytest.mark.parametrize("name", ["archive-1", "archive-2", "archive-3"])
 def test_golden_archive_decodes_to_the_latents_it_was_made_with(name: str) -> None:
     path = GOLDEN / f"{name}.ditic.zip"
     assert verify(path).ok
@@ -26,7 +26,7 @@ def test_golden_archive_decodes_to_the_latents_it_was_made_with(name: str) -> No
     assert recipe.latents(path) == json.loads((GOLDEN / f"{name}.json").read_text())
 
 
-@pytest.mark.parametrize("name", ["archive-1", "archive-2"])
+@pytest.mark.parametrize("name", ["archive-1", "archive-2", "archive-3"])
 def test_golden_archive_reads_as_the_scene_it_was(name: str) -> None:
     with ditic_stream.open(GOLDEN / f"{name}.ditic.zip") as scene:
         assert scene.shape == (300, 420, 4) and scene.dtype == np.uint16

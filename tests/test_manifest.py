@@ -112,7 +112,7 @@ def test_the_digest_covers_the_other_attributes() -> None:
         {"image": Image(height=701, width=1100, bands=2, dtype="uint16")},
         {"grid": GridConfig(tile=256, overlap=32)},
         {"shard": 2},
-        {"q": 56},
+        {"q": 5544},
     ],
 )
 def test_the_archive_id_changes_with_every_setting(change: dict[str, Any]) -> None:
@@ -129,10 +129,10 @@ def test_the_archive_id_does_not_change_when_the_archive_is_complete() -> None:
 
 def test_differences_name_what_keeps_a_run_from_going_on() -> None:
     manifest = golden()
-    other = replace(manifest, quality=60, q=67, numerics={"device": "cuda"})
+    other = replace(manifest, quality=60, q=6608, numerics={"device": "cuda"})
     assert manifest.differences(other) == [
         "quality (50 there, 60 here)",
-        "q (55 there, 67 here)",
+        "q (5445 there, 6608 here)",
         "numerics ({'device': 'cpu'} there, {'device': 'cuda'} here)",
     ]
 
@@ -202,8 +202,8 @@ def test_damaged_manifests_raise_format_error(name: str, document: Any) -> None:
 
 
 def test_a_later_format_says_so() -> None:
-    with pytest.raises(UnsupportedVersionError, match="format 3"):
-        Manifest.from_json({"format": 3, "unknown": []})
+    with pytest.raises(UnsupportedVersionError, match="format 4"):
+        Manifest.from_json({"format": 4, "unknown": []})
 
 
 def with_packed(packed: str) -> dict[str, Any]:
@@ -307,3 +307,15 @@ def test_metadata_beyond_its_cap_is_not_parsed(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(module, "MAX_MANIFEST", 10)
     with pytest.raises(FormatError, match="at most 10"):
         parse_json(b'{"a":1234567}')
+
+
+def test_formats_1_and_2_count_q_in_sixteenths_of_a_level() -> None:
+    document = golden().to_json()
+    assert document["format"] == 1 and document["quality"]["q"] * 99 == golden().q
+    with pytest.raises(ConfigError, match="q 5488 is no multiple of 99, which format 1 asks"):
+        replace(golden(), q=5488).to_json()
+    later = replace(golden(), q=5488, format=3)
+    assert through_json(later) == later and later.to_json()["quality"]["q"] == 5488
+    beyond = sealed({**document, "quality": {"quality": 50, "q": 113}}, golden().attributes)
+    with pytest.raises(FormatError, match="113 is greater than the maximum of 112"):
+        Manifest.from_json(beyond, golden().attributes)

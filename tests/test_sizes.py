@@ -15,7 +15,7 @@ from servers import serving
 from test_archive import Shard, content, make, manifest
 
 from ditic_stream import _layout, _zip
-from ditic_stream._layout import format_for
+from ditic_stream._layout import _of_use
 from ditic_stream._shard import ShardReader
 from ditic_stream._sizes import largest, pack_sizes, unpack_sizes
 from ditic_stream.archive import ShardWriter, create_archive, open_archive, pack_zip
@@ -94,29 +94,29 @@ def test_any_zarr_reader_has_the_preview_of_all_bands(archive: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("image", "planes", "number"),
+    ("image", "planes", "sized"),
     [
-        ((700, 900, 3), 0, 1),
-        ((700, 900, 3), 1, 2),
-        ((700, 900, 4), 0, 2),
-        ((700, 900, 2), 0, 2),
-        ((700, 900, 1), 0, 1),
-        ((4096, 4096, 1), 0, 2),
-        ((4096, 3840, 3), 0, 1),
+        ((700, 900, 3), 0, False),
+        ((700, 900, 3), 1, True),
+        ((700, 900, 4), 0, True),
+        ((700, 900, 2), 0, True),
+        ((700, 900, 1), 0, False),
+        ((4096, 4096, 1), 0, True),
+        ((4096, 3840, 3), 0, False),
     ],
 )
-def test_an_archive_that_needs_nothing_of_format_2_stays_one_of_1(
-    image: tuple[int, int, int], planes: int, number: int
+def test_an_archive_says_the_sizes_of_its_chunks_where_that_is_of_use(
+    image: tuple[int, int, int], planes: int, sized: bool
 ) -> None:
     height, width, bands = image
     shape = Image(height=height, width=width, bands=bands, dtype="uint8")
-    assert format_for(shape, GridConfig(tile=256), planes) == number
+    assert _of_use(shape, GridConfig(tile=256), planes) == sized
 
 
 def test_a_later_format_is_refused_by_its_number(archive: Path) -> None:
     with open_archive(archive) as opened:
-        document = {**opened.attributes[KEY], "format": 3}
-    with pytest.raises(UnsupportedVersionError, match="archive has format 3; this release reads up to 2"):
+        document = {**opened.attributes[KEY], "format": 4}
+    with pytest.raises(UnsupportedVersionError, match="archive has format 4; this release reads up to 3"):
         Manifest.from_json(document)
 
 

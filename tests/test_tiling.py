@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ditic_stream.config import GridConfig, q_of_quality
+from ditic_stream.config import Q_MAX, Q_OF_QUALITY, GridConfig, q_of_quality, quality_of_q
 from ditic_stream.errors import ConfigError
 from ditic_stream.geometry import CELL, TileKey, Units, Window
+from ditic_stream.models.config import LEVELS, Q_STEPS
 from ditic_stream.tiling import MAX_SIDE, MIN_SHARDS, Grid
 
 
@@ -138,8 +139,10 @@ def test_sides_out_of_bounds_are_refused(side: int) -> None:
 
 def test_quality_rises_with_q_and_ends_at_its_ends() -> None:
     scale = [q_of_quality(quality) for quality in range(1, 101)]
-    assert (scale[0], scale[-1]) == (0, 112)
-    assert scale == sorted(set(scale))
+    assert (scale[0], scale[-1]) == (0, Q_MAX) and Q_MAX == Q_STEPS * (LEVELS - 1)
+    assert set(np.diff(scale)) == {Q_OF_QUALITY}
+    assert [quality_of_q(q) for q in scale] == list(range(1, 101))
+    assert [quality_of_q(q) for q in (56, 57, Q_MAX - 56, Q_MAX - 55)] == [1, 2, 99, 100]
     for bad in (0, 101):
         with pytest.raises(ConfigError, match=r"1\.\.100"):
             q_of_quality(bad)

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from ditic_stream.config import Q_MAX
 from ditic_stream.errors import ConfigError
 
-Q_STEPS = 16
-"""Steps of q between two rate levels."""
+Q_STEPS = 1584
+"""Steps of q between two rate levels: 16 x 99, so that sixteenths of a level and the 99 steps of quality are whole."""
 LEVELS = Q_MAX // Q_STEPS + 1
 """Rate levels whose tables are trained; between them tables are interpolated."""
 SCALES = 64

@@ -28,6 +28,8 @@ MAX_SHRINK = 2.2
 """A crop is cut at up to this many times its side and scaled down, so that every sharpness is met."""
 HALF_CLEAR = 0.4
 """Share of blurred crops of which one part stays clear."""
+CANDIDATES, SAMPLED_ROWS = 8, 16
+"""Places a detailed crop is chosen from, and the rows of each that tell its detail."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,10 +38,12 @@ class Mix:
 
     shrunk: float = 0.5
     """Scaled down."""
-    smooth: float = 0.2
+    smooth: float = 0.15
     """Strongly blurred: water, haze and sky are where block steps show."""
     graded: float = 0.1
     """Of another sensor: channels, gamma and range."""
+    detailed: float = 0.6
+    """Taken where the most detailed of eight places lies: towns and woods, which need the most bits."""
 
 
 class Pictures(Sequence[Tensor]):
@@ -111,7 +115,7 @@ class Crops:
     """
 
     def __init__(self, pictures: Sequence[Tensor], side: int, seed: int, number: int = 0, mix: Mix = USUAL) -> None:
-        """number: of the batch to begin with.  Another mix draws the same places."""
+        """number: of the batch to begin with.  Another mix draws the same places, and chooses of them by detail."""
         held = pictures if isinstance(pictures, Pictures) else Pictures(list(pictures))
         self.pictures = held.chosen(
             [i for i, (_, height, width) in enumerate(held.places) if min(height, width) >= side]
@@ -143,17 +147,17 @@ class Crops:
         def uniform(low: float = 0.0, high: float = 1.0) -> Tensor:
             return low + (high - low) * torch.rand(count, generator=self.random)
 
-        picture = torch.searchsorted(self._until, uniform().double()).clamp(max=len(self.pictures) - 1)
-        height, width = self._height[picture], self._width[picture]
         wide = torch.where(uniform() < self.mix.shrunk, uniform(1.0, MAX_SHRINK), torch.ones(count))
-        cut = (wide * self.side).long().minimum(height).minimum(width)
+        tries = torch.rand(3, CANDIDATES, count, generator=self.random)
+        detailed = uniform() < self.mix.detailed
+        picture, cut, top, left = self._chosen(self._places(wide, *tries), detailed)
         mixed = torch.rand(count, 3, generator=self.random).argsort(1)
         smallest = max(4, int(self.side / 64))
         return Draw(
             picture=picture,
             cut=cut,
-            top=(uniform() * (height - cut + 1)).long().minimum(height - cut),
-            left=(uniform() * (width - cut + 1)).long().minimum(width - cut),
+            top=top,
+            left=left,
             flipped=torch.rand(count, 3, generator=self.random) < 0.5,
             graded=uniform() < self.mix.graded,
             order=torch.where(uniform()[:, None] < 0.5, mixed, torch.ones(count, 3, dtype=torch.long)),
@@ -167,6 +171,34 @@ class Crops:
             steep=uniform(2, 20),
             noise=uniform(0, 1.5),
         )
+
+    def _places(self, wide_B: Tensor, which_CB: Tensor, down_CB: Tensor, along_CB: Tensor) -> Tensor:
+        """(4, C, B): picture, side that is cut, top and left of C candidates a crop, from numbers in 0..1."""
+        picture = torch.searchsorted(self._until, which_CB.double()).clamp(max=len(self.pictures) - 1)
+        height, width = self._height[picture], self._width[picture]
+        cut = (wide_B * self.side).long().minimum(height).minimum(width)
+        top = (down_CB * (height - cut + 1)).long().minimum(height - cut)
+        left = (along_CB * (width - cut + 1)).long().minimum(width - cut)
+        return torch.stack((picture, cut, top, left))
+
+    def _chosen(self, places_4CB: Tensor, detailed_B: Tensor) -> Tensor:
+        """(4, B): the first of the candidates, or the most detailed where that is asked for."""
+        best = torch.zeros(len(detailed_B), dtype=torch.long)
+        asked = detailed_B.nonzero()[:, 0]
+        if len(asked):
+            best[asked] = self.detail(*places_4CB[:, :, asked]).argmax(0)
+        return places_4CB[:, best, torch.arange(len(best))]
+
+    def detail(self, picture: Tensor, cut: Tensor, top: Tensor, left: Tensor) -> Tensor:
+        """Mean difference of neighbours, levels, of places (...): of some rows, in green, at the spacing a crop of
+        `side` has, which costs a fraction of cutting it."""
+        width = self._width[picture]
+        green = self._start[picture] + self._height[picture] * width
+        down, along = ((torch.arange(n) + 0.5) / n for n in (SAMPLED_ROWS, self.side))
+        rows = top[..., None] + (cut[..., None] * down).long()
+        cols = left[..., None] + (cut[..., None] * along).long()
+        at = (green[..., None] + rows * width[..., None])[..., None] + cols[..., None, :]
+        return self.pictures.buffer[at.to(self.device)].float().diff(dim=-1).abs().mean((-2, -1)).cpu()
 
     def cut(self, draw: Draw) -> Tensor:
         """The crops of a draw."""

@@ -37,6 +37,7 @@ from ditic_stream.training.perceptual import Features
 from ditic_stream.training.settings import SWITCHES, TrainConfig
 from ditic_stream.training.speed import Operations, Speed
 from ditic_stream.training.start import space_levels, start_from
+from ditic_stream.training.stopping import stopping
 
 START_CROPS = 512
 """Crops, of eight a picture at most, that tell what a wider network adds to the set it starts from."""
@@ -127,13 +128,13 @@ class Trainer:
             self.network.train()
 
     def train(self, progress: Progress | None = None, say: Callable[[str], None] | None = None) -> None:
-        """Step until the time is up, reporting and saving on the way."""
+        """Step until the time is up, reporting and saving on the way; Ctrl-C saves and raises KeyboardInterrupt."""
         last = self.elapsed
         reported: list[Tensor] = []
         self._report(reported)
         self.speed.start()
         began = time.monotonic() - self.elapsed
-        with ThreadPoolExecutor(len(self.replicas)) as pool:
+        with ThreadPoolExecutor(len(self.replicas)) as pool, stopping() as asked:
             while (part := self._part()) < 1:
                 reported.append(self._step(pool, part))
                 self.speed.add(self.config.batch)
@@ -147,7 +148,11 @@ class Trainer:
                     self._report(reported)
                     reported.clear()
                     last = time.monotonic() - began
-        self._save()
+                if asked():
+                    break
+            self._save()
+            if asked():
+                raise KeyboardInterrupt
         self._report(reported)
 
     def _part(self) -> float:

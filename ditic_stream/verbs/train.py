@@ -115,7 +115,7 @@ def train(
         given = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
         run = _training({"model": model, "start": start, **common, **own}, only, terms, config, given)
     with (
-        console.interruptible(f"run the same command again to go on from the last checkpoint in {out}"),
+        console.interruptible(f"what was trained is kept; run the same command again to go on with {out}"),
         console.Progress("train", quiet=quiet, unit="min") as progress,
     ):
         weights = run(progress)

@@ -1,4 +1,4 @@
-"""The recipe of archive-1.ditic.zip and archive-2.ditic.zip: run once a format number, never again.
+"""The recipe of archive-1.ditic.zip to archive-3.ditic.zip: run once a format number, never again.
 
     python tests/golden/make_archive.py
 
@@ -32,9 +32,9 @@ def main() -> None:
         scene = Path(folder) / "golden.tif"
         tags = [*GEO_TAGS, (42113, "s", 2, "0", True)]
         tifffile.imwrite(scene, bands, photometric="minisblack", planarconfig="contig", metadata=None, extratags=tags)
-        target = HERE / "archive-2.ditic.zip"  # before there was format 2 the same call made archive-1
+        target = HERE / "archive-3.ditic.zip"  # when there was format 2 alone, or 1, the same call made those
         ditic_stream.compress(scene, target, model="tiny-1", tile=256, quality=60, workers=1)
-    (HERE / "archive-2.json").write_text(json.dumps(latents(target), indent=1) + "\n")
+    (HERE / "archive-3.json").write_text(json.dumps(latents(target), indent=1) + "\n")
 
 
 def latents(path: Path) -> dict[str, str]:

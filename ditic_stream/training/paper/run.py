@@ -38,6 +38,7 @@ from ditic_stream.training.paper.config import TuneConfig
 from ditic_stream.training.paper.objective import Weights, objective, show
 from ditic_stream.training.paper.rate import set_tails
 from ditic_stream.training.perceptual import Features
+from ditic_stream.training.stopping import stopping
 
 LAST = f"vae.decoder.conv_out.lora_B{adapters.MARK}weight"
 """The decoder's last parameter that is trained, at which gradients are weighed against each other."""
@@ -109,22 +110,27 @@ class Tuner:
             self._restore()
 
     def train(self, progress: Progress | None = None) -> None:
-        """Step until the time is up, reporting and saving on the way."""
+        """Step until the time is up, reporting and saving on the way; Ctrl-C saves and raises KeyboardInterrupt."""
         config, last = self.config, self.elapsed
         seen: list[dict[str, float]] = []
         self._report(seen)
         began = time.monotonic() - self.elapsed
-        while self.part < 1:
-            seen.append(self.step())
-            self.elapsed = time.monotonic() - began
-            if progress:
-                progress(round(self.elapsed), round(self.elapsed / max(self.part, 1e-9)))
-            if self.elapsed - last > config.report:
-                last = self.elapsed
-                self._save()
-                self._report(seen)
-                seen.clear()
-        self._save()
+        with stopping() as asked:
+            while self.part < 1:
+                seen.append(self.step())
+                self.elapsed = time.monotonic() - began
+                if progress:
+                    progress(round(self.elapsed), round(self.elapsed / max(self.part, 1e-9)))
+                if self.elapsed - last > config.report:
+                    last = self.elapsed
+                    self._save()
+                    self._report(seen)
+                    seen.clear()
+                if asked():
+                    break
+            self._save()
+            if asked():
+                raise KeyboardInterrupt
         if seen:
             self._report(seen)
 

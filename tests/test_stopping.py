@@ -1,0 +1,72 @@
+"""Ctrl-C and SIGTERM lose no step of a training run."""
+
+from __future__ import annotations
+
+import hashlib
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import imagecodecs
+import pytest
+import torch
+from pictures import landscape
+
+from ditic_stream.training.stopping import stopping
+
+
+def command(folder: Path, out: str) -> list[str]:
+    return [
+        sys.executable, "-m", "ditic_stream", "train", str(folder / "scenes"), "--model", "tiny", "--steps", "30",
+        "--batch", "2", "--threads", "2", "--report", "3600", "--licence", "CC0-1.0", "--out", str(folder / out),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+def test_a_run_that_is_stopped_goes_on_from_its_last_step(tmp_path: Path, number: signal.Signals) -> None:
+    (tmp_path / "scenes").mkdir()
+    for seed in range(3):
+        (tmp_path / f"scenes/{seed}.png").write_bytes(imagecodecs.png_encode(landscape(300, 300, seed)))
+    with subprocess.Popen(command(tmp_path, "stopped"), stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "crops/s" in line:  # said after a step
+                break
+        process.send_signal(number)
+        said = process.stderr.read()
+    assert process.returncode == 130 and "what was trained is kept; run the same command again" in said
+    kept = torch.load(tmp_path / "stopped/checkpoint.pt", weights_only=True)
+    assert 0 < kept["steps"] < 30
+    for out in ("stopped", "unbroken"):
+        subprocess.run(command(tmp_path, out), check=True, capture_output=True)
+    stopped, unbroken = (
+        hashlib.sha256((tmp_path / out / "weights.safetensors").read_bytes()).hexdigest()
+        for out in ("stopped", "unbroken")
+    )
+    assert stopped == unbroken
+
+
+def test_a_second_signal_does_not_wait_and_handlers_come_back() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with stopping() as asked:
+        assert not asked()
+        signal.raise_signal(signal.SIGINT)
+        assert asked()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_elsewhere_than_in_the_main_thread_nothing_is_heard() -> None:
+    heard = []
+
+    def run() -> None:
+        with stopping() as asked:
+            heard.append(asked())
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert heard == [False]
