@@ -11,18 +11,17 @@ from pathlib import Path
 
 import numpy as np
 
-from ditic_stream._layout import format_for
 from ditic_stream.archive import PREVIEW_SCALE, create_archive, open_archive
 from ditic_stream.bitstream import pack_record
 from ditic_stream.geometry import TileKey
-from ditic_stream.manifest import Image
+from ditic_stream.manifest import FORMAT, Image
 from ditic_stream.tiling import Grid
 
 
-def repeat(small: Path, out: Path, *, rows: int, cols: int, number: int | None = None) -> None:
+def repeat(small: Path, out: Path, *, rows: int, cols: int, number: int = FORMAT) -> None:
     """Write the archive `out` of `rows` x `cols` tiles, made of those of `small`, which it is laid out with.
 
-    number: its format; None is the one a new archive gets.
+    number: its format; below 3 `small` has to be of quality 1 or 100.
     """
     with open_archive(small) as archive:
         grid, manifest = archive.grid, archive.manifest
@@ -31,7 +30,6 @@ def repeat(small: Path, out: Path, *, rows: int, cols: int, number: int | None =
             raise ValueError(f"{small} has ragged tiles: {grid.height} x {grid.width} pixels in tiles of {tile}")
         image = Image(height=rows * tile, width=cols * tile, bands=manifest.image.bands, dtype=manifest.image.dtype)
         shard = Grid(height=image.height, width=image.width, config=grid.config).shard
-        number = number or format_for(image, grid.config, planes)
         large = replace(manifest, complete=False, image=image, shard=shard, format=number)
         preview, side = archive.preview(), tile // PREVIEW_SCALE
 

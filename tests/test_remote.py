@@ -63,10 +63,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ditic_stream.compress(scene, folder / "small.ditic", model="tiny", tile=tile, quality=quality, workers=1)
         repeat(folder / "small.ditic", folder / f"{name}.ditic", rows=side, cols=side)
         pack_zip(folder / f"{name}.ditic", folder / f"{name}.ditic.zip")
+        shutil.rmtree(folder / "small.ditic")
         if name == "wide":
+            ditic_stream.compress(scene, folder / "small.ditic", model="tiny", tile=tile, quality=1, workers=1)
             repeat(folder / "small.ditic", folder / "plain.ditic", rows=side, cols=side, number=1)
             pack_zip(folder / "plain.ditic", folder / "plain.ditic.zip")
-        shutil.rmtree(folder / "small.ditic")
+            shutil.rmtree(folder / "small.ditic")
     return folder
 
 
