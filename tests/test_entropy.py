@@ -200,22 +200,22 @@ def test_several_tiles_at_once_are_those_of_each_alone(model: EntropyModel) -> N
     coded = []
     for seed, gain in enumerate((1, 30, 0.01, 4)):
         z, steps = _tile(model, 9, 14, groups=2, seed=seed)
-        coded.append(model.push(z, steps * np.float32(gain), 37))
-    together = model.pull_many(coded, 2, 9, 14, 37)
+        coded.append(model.push(z, steps * np.float32(gain), 3700))
+    together = model.pull_many(coded, 2, 9, 14, 3700)
     for one, latent in zip(coded, together, strict=True):
-        alone = model.pull(one, 2, 9, 14, 37)
+        alone = model.pull(one, 2, 9, 14, 3700)
         assert (latent.values == alone.values).all() and (latent.scales == alone.scales).all()
     with pytest.raises(DesyncError, match="checksum"):
-        model.pull_many([*coded, replace(coded[0], symbols_crc=coded[0].symbols_crc ^ 1)], 2, 9, 14, 37)
+        model.pull_many([*coded, replace(coded[0], symbols_crc=coded[0].symbols_crc ^ 1)], 2, 9, 14, 3700)
 
 
 def test_the_leading_channels_alone_are_those_of_the_whole_and_know_when_words_end(model: EntropyModel) -> None:
-    coded = [model.push(*_tile(model, 9, 14, groups=2, seed=seed), 37) for seed in range(3)]
-    lead = model.pull_many(coded, 2, 9, 14, 37, coarse=True)
+    coded = [model.push(*_tile(model, 9, 14, groups=2, seed=seed), 3700) for seed in range(3)]
+    lead = model.pull_many(coded, 2, 9, 14, 3700, coarse=True)
     for one, latent in zip(coded, lead, strict=True):
-        whole = model.pull(one, 2, 9, 14, 37).values
+        whole = model.pull(one, 2, 9, 14, 3700).values
         assert (latent.values == whole[:, : model.config.context or model.config.latent]).all()
     short = replace(coded[1], words=coded[1].words[: len(coded[1].words) // 8 // 2 * 2])
     for many in ([short], [coded[0], short]):
         with pytest.raises(DesyncError, match="do not decode"):
-            model.pull_many(many, 2, 9, 14, 37, coarse=True)
+            model.pull_many(many, 2, 9, 14, 3700, coarse=True)

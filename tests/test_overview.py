@@ -11,6 +11,7 @@ from pictures import landscape
 from ditic_stream import _overview
 from ditic_stream._overview import Readout, path_of, save, weight_of
 from ditic_stream.errors import WeightsError
+from ditic_stream.models.config import Q_STEPS
 from ditic_stream.models.names import PUBLISHED
 from ditic_stream.models.weights import load_weights
 from ditic_stream.training import overview
@@ -110,4 +111,5 @@ def test_the_command_fits_a_readout_and_says_how_near_it_comes(
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"{out}: {out.stat().st_size} bytes"
     assert len(lines) == 1 + 4 * 3
+    assert [int(line.split()[1]) / Q_STEPS for line in lines[1::3]] == [0.5, 2.5, 4, 5.5]  # rates of all the range
     assert float(lines[-1].split()[-2]) > 25

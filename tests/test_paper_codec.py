@@ -182,7 +182,7 @@ def test_records_of_other_symbols_raise(paper: PaperCodec) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_symbols_of_a_gpu_are_those_of_a_cpu(opened: checkpoint.Checkpoint, paper: PaperCodec) -> None:
     there = PaperCodec(paper.info, opened, "cuda", torch.bfloat16)
-    coded = there.encode(_pixels(256, 512), (slice(0, 256), slice(0, 512)), 56)
+    coded = there.encode(_pixels(256, 512), (slice(0, 256), slice(0, 512)), 5488)
     latents = [one.entropy.pull(coded, 1, 4, 8) for one in (paper, there)]
     assert np.array_equal(latents[0].values, latents[1].values)
     assert np.array_equal(latents[0].scales, latents[1].scales)
@@ -197,7 +197,7 @@ def test_rendering_is_the_networks_own_decoder(paper: PaperCodec, network: Paper
     with torch.inference_mode():
         y, spread = torch.from_numpy(values).float() / 64, torch.from_numpy(scales).float() / 128
         expected = network.decode(network.denoise(network.heads(Decoded(y, spread))).latent)
-    found = paper.render(values, scales, 56, (0, 0)) * 2 - 1
+    found = paper.render(values, scales, 5488, (0, 0)) * 2 - 1
     np.testing.assert_allclose(found.clip(-1, 1), expected.numpy(), atol=2e-4)
 
 
@@ -210,13 +210,13 @@ def test_half_precision_shows_the_same_picture(
     assert half.network.codec.g_s.synthesis_transform[4].weight.dtype == torch.float32
     random = np.random.default_rng(6)
     values, scales = (random.integers(-200, 200, (1, 320, 4, 4)).astype(np.int16) for _ in range(2))
-    whole, found = (one.render(values, scales, 56, (0, 0)) for one in (paper, half))
+    whole, found = (one.render(values, scales, 5488, (0, 0)) for one in (paper, half))
     # 8 bits of bfloat16's mantissa, through some 40 layers; float16 has 11.
     assert np.square(whole - found).mean() < (1e-4 if dtype == torch.bfloat16 else 1e-5)
 
 
 def test_small_cores_of_any_size_are_padded_to_256(paper: PaperCodec) -> None:
-    coded = paper.encode(np.concatenate([_pixels(1, 70)] * 2), (slice(0, 1), slice(64, 70)), 56)
+    coded = paper.encode(np.concatenate([_pixels(1, 70)] * 2), (slice(0, 1), slice(64, 70)), 5488)
     assert coded.coded == 2 * (160 + 320 * 16)
     with pytest.raises(ConfigError, match="no multiples of 4"):
         paper.entropy.pull(coded, 2, 1, 4)

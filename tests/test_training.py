@@ -16,7 +16,7 @@ from pictures import landscape
 
 from ditic_stream.codec import load_codec
 from ditic_stream.errors import ConfigError, WeightsError
-from ditic_stream.models.config import PRESETS
+from ditic_stream.models.config import PRESETS, Q_STEPS
 from ditic_stream.models.network import Network
 from ditic_stream.models.weights import load_weights
 from ditic_stream.training import train
@@ -174,10 +174,10 @@ def test_a_run_goes_on_from_a_published_set_as_that_set_codes(pictures: Path) ->
     start_from(network, load_weights("tiny"))
     codec = load_codec("tiny")
     x = Crops(load_pictures([pictures]), 256, 3).batch(1)
-    for q in (16, 64):
-        coded = codec.encode(x.numpy(), (slice(0, 256), slice(0, 256)), q)
+    for level in (1, 4):
+        coded = codec.encode(x.numpy(), (slice(0, 256), slice(0, 256)), level * Q_STEPS)
         with torch.no_grad():
-            expected = network.codec(network.encoder(x), torch.full((1,), q / 16))
+            expected = network.codec(network.encoder(x), torch.full((1,), float(level)))
         bits = float(expected.bits_y + expected.bits_z)
         assert bits == pytest.approx(8 * (len(coded.words) + len(coded.escapes)), rel=0.03, abs=160)
 
@@ -229,10 +229,10 @@ def test_a_run_from_a_narrower_set_codes_and_goes_on(pictures: Path, tmp_path: P
     assert load_weights(str(weights)).config.passing == 16
     codec = load_codec("tiny", weights=weights)
     x = Crops(load_pictures([pictures]), 256, 3).batch(1).numpy()
-    coded = codec.encode(x, (slice(0, 256), slice(0, 256)), 80)
-    latent = codec.entropy.pull(coded, 1, 8, 8, 80)
+    coded = codec.encode(x, (slice(0, 256), slice(0, 256)), 8000)
+    latent = codec.entropy.pull(coded, 1, 8, 8, 8000)
     assert latent.values.shape[1] == 160
-    assert codec.render(latent.values, latent.scales, 80, (0, 0)).shape == (1, 3, 256, 256)
+    assert codec.render(latent.values, latent.scales, 8000, (0, 0)).shape == (1, 3, 256, 256)
     assert Trainer(tiny_run(pictures, tmp_path / "run", steps=2, **settings)).steps == 1
 
 
@@ -264,9 +264,9 @@ def test_alignments_can_be_left_out_and_what_is_trained_so_codes(pictures: Path,
     assert not any(".query." in name for name in loaded.tensors)
     codec = load_codec("tiny", weights=weights)
     x = Crops(load_pictures([pictures]), 256, 3).batch(1).numpy()
-    coded = codec.encode(x, (slice(0, 256), slice(0, 256)), 64)
-    latent = codec.entropy.pull(coded, 1, 8, 8, 64)
-    assert codec.render(latent.values, latent.scales, 64, (0, 0)).shape == (1, 3, 256, 256)
+    coded = codec.encode(x, (slice(0, 256), slice(0, 256)), 6400)
+    latent = codec.entropy.pull(coded, 1, 8, 8, 6400)
+    assert codec.render(latent.values, latent.scales, 6400, (0, 0)).shape == (1, 3, 256, 256)
 
 
 def test_without_the_transformer_no_block_is_left(pictures: Path) -> None:

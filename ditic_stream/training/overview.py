@@ -20,13 +20,15 @@ from ditic_stream.bitstream import CODED, Record
 from ditic_stream.codec import TileCodec, load_codec
 from ditic_stream.config import Q_MAX
 from ditic_stream.geometry import CELL, TileKey
+from ditic_stream.models.config import Q_STEPS
 from ditic_stream.models.weights import load_weights
 from ditic_stream.training.data import Crops, load_pictures
 
 CROPS, SIDE = 240, 512
 RIDGE = 1e-5
 """Of the mean square of an input."""
-CHECK_QS = (8, 40, 64, 88)
+CHECK_QS = tuple(level * Q_STEPS // 2 for level in (1, 5, 8, 11))
+"""Half, two and a half, four, and five and a half rate levels."""
 Floats = NDArray[np.float64]
 Pair = tuple[NDArray[np.int16], NDArray[np.float32], NDArray[np.float32]]
 
@@ -107,7 +109,7 @@ def main() -> None:
     print(f"{path}: {path.stat().st_size} bytes")  # noqa: T201
     if options.check:
         for (q, level), psnr in sorted(check(weight, codec, load_pictures(options.check)).items()):
-            print(f"q {q:3d}  level {level}  {psnr:.1f} dB")  # noqa: T201
+            print(f"q {q:4d}  level {level}  {psnr:.1f} dB")  # noqa: T201
 
 
 if __name__ == "__main__":
