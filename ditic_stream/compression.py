@@ -35,7 +35,7 @@ from ditic_stream.errors import ConfigError, DiticError, LockedError, StorageErr
 from ditic_stream.executors import Executor, executor_for
 from ditic_stream.families import check_environment, family_of
 from ditic_stream.geometry import TileKey
-from ditic_stream.manifest import Image, Manifest, ModelRef, SourceRef
+from ditic_stream.manifest import FORMAT, Image, Manifest, ModelRef, SourceRef
 from ditic_stream.models.folder import check_accepted
 from ditic_stream.radiometry import survey
 from ditic_stream.reader import Source, open_source
@@ -237,7 +237,7 @@ def _complete(target: Place) -> Manifest | None:
 
 def _expected(there: Manifest, source: Place, config: GridConfig, quality: int | None) -> Manifest:
     """What the archive that is there would say if this call had made it, as far as is known without reading."""
-    wanted = replace(there, grid=config)
+    wanted = replace(there, grid=config, format=FORMAT)
     if quality is not None:
         wanted = replace(wanted, quality=quality, q=q_of_quality(quality))
     if not isinstance(source, Uri) and source.is_file():

@@ -7,7 +7,8 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +203,18 @@ def test_a_partial_archive_of_other_settings_is_refused_saying_which(
     named = "grid" if "quality" not in other else "quality"
     with pytest.raises(ConfigError, match=f"other settings: .*{named}"):
         run(scene, tmp_path / "a.ditic", **other)
+
+
+@pytest.mark.parametrize("partial", [True, False])
+def test_an_archive_of_an_earlier_format_is_not_gone_on_with_and_its_format_is_named(
+    scene: Path, tmp_path: Path, partial: bool
+) -> None:
+    made = compression._manifest
+    with pytest.MonkeyPatch.context() as patch, suppress(Stop):
+        patch.setattr(compression, "_manifest", lambda *settings: replace(made(*settings), format=1, q=5445))
+        run(scene, tmp_path / "a.ditic", progress=stop_after(3) if partial else None)
+    with pytest.raises(ConfigError, match=r"other settings: q \(5445 there, 5488 here\), format \(1 there, 3 here\)"):
+        run(scene, tmp_path / "a.ditic")
 
 
 def test_a_partial_archive_of_another_scene_is_refused(scene: Path, tmp_path: Path) -> None:
