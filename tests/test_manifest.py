@@ -141,7 +141,9 @@ def test_differences_name_what_keeps_a_run_from_going_on() -> None:
     "change",
     [
         {"quality": 0},
-        {"q": 113},
+        {"q": 113 * 99},
+        {"q": 11089, "format": 3},
+        {"q": -1, "format": 3},
         {"shard": 3},
         {"image": Image(height=0, width=1, bands=2, dtype="uint16")},
         {"image": Image(height=2**24 + 1, width=1, bands=2, dtype="uint16")},
@@ -319,3 +321,7 @@ def test_formats_1_and_2_count_q_in_sixteenths_of_a_level() -> None:
     beyond = sealed({**document, "quality": {"quality": 50, "q": 113}}, golden().attributes)
     with pytest.raises(FormatError, match="113 is greater than the maximum of 112"):
         Manifest.from_json(beyond, golden().attributes)
+    for number, q in ((2, 113), (1, -1), (3, 11089), (3, -1), (3, 5.5), (3, True), (3, "7"), (3, 1e400)):
+        hostile = {**later.to_json(), "format": number, "quality": {"quality": 50, "q": q}}
+        with pytest.raises(FormatError, match="manifest: quality/q: "):
+            Manifest.from_json(hostile, golden().attributes)
