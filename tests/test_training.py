@@ -174,12 +174,12 @@ def test_a_run_goes_on_from_a_published_set_as_that_set_codes(pictures: Path) ->
     start_from(network, load_weights("tiny"))
     codec = load_codec("tiny")
     x = Crops(load_pictures([pictures]), 256, 3).batch(1)
-    for level in (1, 4):
+    for level in (4, 7):
         coded = codec.encode(x.numpy(), (slice(0, 256), slice(0, 256)), level * Q_STEPS)
         with torch.no_grad():
             expected = network.codec(network.encoder(x), torch.full((1,), float(level)))
         bits = float(expected.bits_y + expected.bits_z)
-        assert bits == pytest.approx(8 * (len(coded.words) + len(coded.escapes)), rel=0.03, abs=160)
+        assert bits == pytest.approx(8 * (len(coded.words) + len(coded.escapes)), rel=0.03)
 
 
 def test_a_set_of_other_widths_is_no_start() -> None:
