@@ -59,6 +59,17 @@ def test_a_second_signal_does_not_wait_and_handlers_come_back() -> None:
     assert signal.getsignal(signal.SIGINT) == before
 
 
+def test_a_signal_that_was_ignored_stays_so() -> None:
+    """As Ctrl-C is by what a script runs in the background."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with stopping() as asked:
+            signal.raise_signal(signal.SIGINT)
+            assert not asked()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_elsewhere_than_in_the_main_thread_nothing_is_heard() -> None:
     heard = []
 

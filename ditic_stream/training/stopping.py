@@ -17,7 +17,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 def stopping() -> Iterator[Callable[[], bool]]:
     """Gives what says whether the run has been asked to stop; a second signal is KeyboardInterrupt at once.
 
-    Outside the main thread signals are not ours, and it says no.
+    Outside the main thread signals are not ours, nor is one that is ignored (in the background of a script): it says no.
     """
     asked = False
 
@@ -30,7 +30,8 @@ def stopping() -> Iterator[Callable[[], bool]]:
     before = {}
     with suppress(ValueError):
         for number in SIGNALS:
-            before[number] = signal.signal(number, hear)
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):  # None: not of Python, and could not be set back
+                before[number] = signal.signal(number, hear)
     try:
         yield lambda: asked
     finally:
