@@ -1,6 +1,6 @@
 """What integers cost the rate: the entropy networks of a run as exported, beside the floats they were made from.
 
-    python -m benchmarks.fixed_point RUN PICTURES ... [--qualities 1 33 67 100]
+    python -m benchmarks.fixed_point RUN PICTURES ... [--qualities 1 29 58 86]
 
 RUN: the folder of a finished run (`checkpoint.pt`, `weights.safetensors`).  Both sides see the same latents and count
 bits under the same tables, those of Gaussians cut to so many widths, so that only the networks differ; beside it the
@@ -38,7 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("pictures", type=Path, nargs="+")
-    parser.add_argument("--qualities", type=int, nargs="+", default=[1, 33, 67, 100])
+    parser.add_argument("--qualities", type=int, nargs="+", default=[1, 29, 58, 86], help="about levels 0, 2, 4, 6")
     args = parser.parse_args()
     torch.set_num_threads(1)
     weights = load_weights(str(args.run / "weights.safetensors"))

@@ -6,9 +6,9 @@ they are a few lines of JSON, written here so that their bytes repeat and `info`
     zarr.json                     group; attributes: manifest and georeferencing
     records/c/{row}/{col}/0       a shard of records: uint8 (tile rows, tile columns, cap)
     mask/c/0/{row}/{col}          a shard of mask chunks: uint8 (planes, rows, columns), if the scene has a mask
-    preview/c/0/{row}/{col}       a chunk of the preview: uint8 (1 or 3, rows / 64, columns / 64); of format 2, where
-                                  there are more than three bands, a shard of chunks of three bands each
-    records/sizes/{row}/{col}     format 2: what the chunks of a block of shards measure (_sizes)
+    preview/c/0/{row}/{col}       a chunk of the preview: uint8 (channels, rows / 64, columns / 64); where there are
+                                  more than three channels, a shard of chunks of three each
+    records/sizes/{row}/{col}     if sized: what the chunks of a block of shards measure (_sizes)
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Layout:
 
     @property
     def channels(self) -> int:
-        """Channels of the preview: all bands; in format 1 the first one where there are one or two, else three."""
+        """Channels of the preview: all bands; where it is not sized the first of one or two, else three."""
         bands = self.manifest.image.bands
         return bands if self.sized else 1 if bands < 3 else 3
 
@@ -93,7 +93,7 @@ class Layout:
         return TileKey(shard.row // BLOCK, shard.col // BLOCK)
 
     def blocks(self) -> Iterator[TileKey]:
-        """The blocks of shards that have an object of sizes; none of format 1."""
+        """The blocks of shards that have an object of sizes; none where it is not sized."""
         if self.sized:
             for row in range(-(-self.grid.shard_rows // BLOCK)):
                 for col in range(-(-self.grid.shard_cols // BLOCK)):

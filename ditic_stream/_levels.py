@@ -6,7 +6,7 @@ Knows where each level comes from (docs/format.md, section 13, defines them); de
     0        decoded pixels
     1, 2     means of decoded pixels
     3 .. 5   read out of the coarse latents (_overview)
-    6 ..     means of the stored preview; bands it does not have (archives of format 1): means of level 5
+    6 ..     means of the stored preview; bands it does not have (old archives): means of level 5
 
 Weights without a readout: 3 is means of decoded pixels; 4 and 5 are the preview enlarged.  For bands that it does not
 have, 4 is means of decoded pixels, and what follows means of level 4.

@@ -6,7 +6,7 @@ Knows Zarr's shard index, seals and chunk codecs; reaches files through a Store 
     records object   seal (8) | record | record | ...        | index (16 bytes a place) | CRC-32C of the index
     mask object                 chunk  | chunk  | ...        | index                    | CRC-32C of the index
     preview object   zstd frame | CRC-32C of the frame       chunk: the same
-                     (more than three bands in format 2: chunks of three, index, CRC-32C, as in a mask object)
+                     (more than three channels: chunks of three, index, CRC-32C, as in a mask object)
 
 The seal is the start of the SHA-256 of mask object and preview object: it ties all three together, and since the
 records object is written last, a shard is whole once that is there.

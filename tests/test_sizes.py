@@ -1,4 +1,4 @@
-"""Sizes: what archives of format 2 say of their chunks is what they hold, saves requests, and finds swapped chunks."""
+"""Sizes: what sized archives say of their chunks is what they hold, saves requests, and finds swapped chunks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from ditic_stream.verify import verify
 
 
 def made(path: Path, *, bands: int = 5, planes: int = 2, height: int = 1100, width: int = 2100) -> Path:
-    """An archive of format 2: 5 x 9 tiles in shards of 1, unless another size gives larger ones."""
+    """A sized archive: 5 x 9 tiles in shards of 1, unless another size gives larger ones."""
     with create_archive(path, replace(manifest(height, width, bands, planes=planes), format=2)) as writer:
         for shard in writer.todo():
             writer.put_shard(shard, *noisy(writer, shard))

@@ -17,7 +17,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 def stopping() -> Iterator[Callable[[], bool]]:
     """Gives what says whether the run has been asked to stop; a second signal is KeyboardInterrupt at once.
 
-    Outside the main thread signals are not ours, nor is one that is ignored (in the background of a script): it says no.
+    Outside the main thread signals are not ours, nor is one that is ignored (as by what a script runs in the
+    background): it says no.
     """
     asked = False
 
