@@ -4,8 +4,8 @@
 
 PICTURES are 8-bit pictures or folders of them; a scene of `--side` pixels is made of parts of them.  `compress` and
 `decompress` are run as commands with two workers, start included; the classical codecs code the same pixels in tiles
-of 1024, in two processes, at about as many bytes (JPEG 2000 by its rate, AVIF by the nearest of its settings on one
-tile), the fastest of the rounds.  The profile is of one tile of the scene and one thread.
+of 1024, in two processes, at about as many bytes (each by the nearest of its settings on one tile; ours are records
+and indexes, as `info` counts them), the fastest of the rounds.  The profile is of one tile of the scene and one thread.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from ditic_stream.archive import open_archive
 from ditic_stream.bitstream import CODED, Record
 from ditic_stream.config import q_of_quality
 from ditic_stream.geometry import TileKey, cells
+from ditic_stream.summary import bits_per_pixel, rate
 
 TILE, WORKERS = 1024, 2
 AVIF_LEVELS = (5, 10, 20, 30, 40, 50, 60, 70, 80)
@@ -138,8 +139,7 @@ def main() -> None:
             for _ in range(args.rounds)
         ]  # fmt: skip
         with open_archive(Path(archive)) as opened:
-            size = sum(len(opened.record(key).words) for key in opened.grid.keys())  # noqa: SIM118
-        bpp = 8 * size / args.side**2
+            bpp = bits_per_pixel(rate(opened)[0], args.side, args.side)
         print("| codec | bpp | encode MP/s | decode MP/s |\n|---|---|---|---|")
         both = [mega / min(times) for times in zip(*ours, strict=True)]
         each = [", ".join(f"{mega / one:.2f}" for one in times) for times in zip(*ours, strict=True)]
@@ -154,8 +154,8 @@ def main() -> None:
                         coded = list(pool.map(encode, parts, [level] * len(parts)))
                     with counted(seconds, "decode"):
                         list(pool.map(decoded, coded))
-                rate = 8 * sum(map(len, coded)) / args.side**2
-                print(f"| {name} | {rate:.3f} | {mega / seconds['encode']:.2f} | {mega / seconds['decode']:.2f} |")
+                theirs = bits_per_pixel(sum(map(len, coded)), args.side, args.side)
+                print(f"| {name} | {theirs:.3f} | {mega / seconds['encode']:.2f} | {mega / seconds['decode']:.2f} |")
     found = profile(load(args.model, "cpu"), parts[0], q_of_quality(args.quality), max(args.rounds, 3))
     print("\n| part, one thread, a tile | seconds | MP/s |\n|---|---|---|")
     for name, took in found.items():
