@@ -115,7 +115,7 @@ class Manifest:
     def archive_id(self) -> bytes:
         """First 8 bytes of the SHA-256 of the settings that decide the symbols; repeated in every record."""
         settings = {
-            "format": 1,  # of what the records hold, which has not changed
+            "format": 1 if self.format < 3 else 3,  # q counts in other steps from 3 on
             "image": _plain(self.image),
             "radiometry": self.radiometry,
             "grid": {**_plain(self.grid), "shard": self.shard},

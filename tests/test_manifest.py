@@ -127,6 +127,13 @@ def test_the_archive_id_does_not_change_when_the_archive_is_complete() -> None:
     assert manifest.differences(manifest.finished()) == []
 
 
+def test_archives_whose_q_is_spelt_alike_in_unlike_steps_have_unlike_ids() -> None:
+    best, low = replace(golden(), q=11088, format=1), replace(golden(), q=112, format=3)
+    assert best.to_json()["quality"]["q"] == low.to_json()["quality"]["q"] == 112
+    assert best.archive_id != low.archive_id
+    assert best.archive_id == replace(best, format=2).archive_id
+
+
 def test_differences_name_what_keeps_a_run_from_going_on() -> None:
     manifest = golden()
     other = replace(manifest, quality=60, q=6608, numerics={"device": "cuda"})

@@ -46,6 +46,8 @@ def test_schema_bounds_are_those_of_the_code() -> None:
     assert definitions["side"]["maximum"] == tiling.MAX_SIDE
     assert definitions["dtype"]["enum"] == list(config.DTYPES)
     assert properties["quality"]["properties"]["q"]["maximum"] == config.Q_MAX
+    earlier = schemas.load("archive-1")["then"]["properties"]["quality"]["properties"]["q"]["maximum"]
+    assert earlier * manifest.SIXTEENTH == config.Q_MAX
     assert properties["quality"]["properties"]["quality"]["maximum"] == config.QUALITY_MAX
     assert properties["grid"]["properties"]["shard"]["enum"] == sorted(tiling.SHARD_SIDES)
     record = schemas.load("record-1")["properties"]
