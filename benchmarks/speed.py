@@ -58,7 +58,7 @@ def encoders(sample: Bytes, bpp: float) -> dict[str, tuple[Callable[[Bytes, floa
     """How each classical codec is called, and the setting that takes about `bpp` of a tile."""
     off = {level: abs(math.log(8 * len(avif(sample, level)) / (TILE * TILE) / bpp)) for level in AVIF_LEVELS}
     levels = {
-        level: abs(math.log(8 * len(jpeg2000(sample, level)) / (TILE * TILE) / bpp)) for level in range(18, 44, 2)
+        level: abs(math.log(8 * len(jpeg2000(sample, level)) / (TILE * TILE) / bpp)) for level in range(10, 44, 2)
     }
     return {"JPEG 2000": (jpeg2000, min(levels, key=levels.__getitem__)), "AVIF": (avif, min(off, key=off.__getitem__))}
 

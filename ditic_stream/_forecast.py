@@ -51,10 +51,10 @@ SEEN_SMALL = 16
 and those of a part of the windows once missed it (docs/numbers.md)."""
 LADDER = tuple(range(0, Q_MAX + 1, Q_MAX // 4))
 """Rates at which the first sample is coded to find about where a target lies."""
-ASIDE = 5 * Q_OF_QUALITY
-"""Steps of q on both sides of the expected one at which the second sample is coded."""
+ASIDE = 10 * Q_OF_QUALITY
+"""The second sample is coded at the expected q and so far on both sides of it."""
 REFINED = 3
-"""Times that sample is coded at most: again where the target does not lie between the two."""
+"""Times that sample is coded at most: again where the target does not lie between the ends."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,9 +208,9 @@ class Forecaster:
         error = self._total(first, min(range(len(LADDER)), key=lambda step: abs(LADDER[step] - q)))[1]
         self._count = self._enough(error / ENOUGH, len(first))
         for _ in range(REFINED):
-            around = (max(round(q) - ASIDE, 0), min(round(q) + ASIDE, Q_MAX))
-            second = self._code(self._count, around)
-            sizes = np.array([self._total(second, step)[0] for step in (0, 1)])
+            around = sorted({min(max(round(q) + aside, 0), Q_MAX) for aside in (-ASIDE, 0, ASIDE)})
+            second = self._code(self._count, tuple(around))
+            sizes = np.maximum.accumulate([self._total(second, step)[0] for step in range(len(around))])
             if around[0] == 0 and target < 0.95 * sizes[0]:
                 least = round(sizes[0]) + beside
                 bpp = [bits_per_pixel(size, self._grid.height, self._grid.width) for size in (asked, least)]
@@ -219,7 +219,7 @@ class Forecaster:
                     f"needs at quality 1{f', {beside} of them for metadata and preview' * bool(beside)}; give it more"
                 )
             q = _crossing(np.array(around), sizes, target)
-            if around[0] <= q <= around[1]:
+            if around[0] <= q <= around[-1]:
                 break
         return round(q)
 

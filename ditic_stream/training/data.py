@@ -197,8 +197,9 @@ class Crops:
         down, along = ((torch.arange(n) + 0.5) / n for n in (SAMPLED_ROWS, self.side))
         rows = top[..., None] + (cut[..., None] * down).long()
         cols = left[..., None] + (cut[..., None] * along).long()
-        at = (green[..., None] + rows * width[..., None])[..., None] + cols[..., None, :]
-        return self.pictures.buffer[at.to(self.device)].float().diff(dim=-1).abs().mean((-2, -1)).cpu()
+        rows = (green[..., None] + rows * width[..., None]).to(self.device)
+        at = rows[..., None] + cols.to(self.device)[..., None, :]
+        return self.pictures.buffer[at].float().diff(dim=-1).abs().mean((-2, -1)).cpu()
 
     def cut(self, draw: Draw) -> Tensor:
         """The crops of a draw."""
