@@ -74,6 +74,7 @@ TRIES |= {
     "no regraded crops": Try(crops=Mix(graded=0.0)),
     "no scaled crops": Try(crops=Mix(shrunk=0.0)),
     "more regraded crops": Try(crops=Mix(graded=0.3)),
+    "no crops chosen for detail": Try(crops=Mix(detailed=0.0)),
     "latent 128": Try(changes={"latent": 128}),
     "latent 384": Try(changes={"latent": 384}),
     "no context": Try(changes={"context": 0}),
