@@ -19,7 +19,7 @@ LAMBDA_LOW, LAMBDA_RANGE = 0.00002, 1000.0
 """Weight of distortion against bits at level 0, and how many times larger it is at the last level."""
 STRUCTURE = 4000.0
 """Squared 8-bit error that one unit of 1 - MS-SSIM is worth."""
-STRUCTURE_SHARE = 0.6
+STRUCTURE_SHARE = 0.75
 """Share of the structural term in the distortion, 0..1; the rest is squared error."""
 FLAT = 1.5
 """Mean absolute gradient, 8-bit levels a pixel, at which a part of a picture stops counting as flat."""
