@@ -70,16 +70,16 @@ def _grown(theirs: dict[str, int], ours: dict[str, int], unequal: set[str]) -> b
 
 @torch.no_grad()
 def space_levels(network: Network, x_B3HW: Tensor) -> None:
-    """Move the rate levels so that the logarithm of the rate of these crops rises evenly from the first to the last.
+    """Move the rate levels so that the logarithm of the rate of a crop rises evenly, in the mean, from first to last.
 
     Training spaces levels by the weight of distortion, against which the rate is steep in the middle and flat at the
     ends; users turn a quality, and expect equal steps.  Tables between two levels are interpolated, so the levels move
     along the curve they lie on.
     """
-    codec, features = network.codec, network.encoder(x_B3HW).float()
+    codec, features = network.codec, torch.cat([network.encoder(x) for x in x_B3HW.split(8)]).float()
     places = torch.linspace(0, LEVELS - 1, 4 * (LEVELS - 1) + 1, device=x_B3HW.device)
     bits = [codec(features, place.expand(len(features))) for place in places]
-    rates = torch.stack([(one.bits_y + one.bits_z).sum() for one in bits]).log().cummax(0).values
+    rates = torch.stack([(one.bits_y + one.bits_z).log().mean() for one in bits]).cummax(0).values
     wanted = torch.linspace(float(rates[0]), float(rates[-1]), LEVELS)
     levels = torch.from_numpy(np.interp(wanted, rates.cpu(), places.cpu())).to(places)
     for parameter in codec.parameters():

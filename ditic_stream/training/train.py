@@ -28,7 +28,7 @@ from ditic_stream.models.network import Network
 from ditic_stream.models.weights import load_weights
 from ditic_stream.training.adversary import Adversary
 from ditic_stream.training.curves import draw
-from ditic_stream.training.data import Crops, Pictures, load_pictures
+from ditic_stream.training.data import Crops, Mix, Pictures, load_pictures
 from ditic_stream.training.evaluation import block_steps, evaluate, rounded
 from ditic_stream.training.init import principal_start
 from ditic_stream.training.keeping import append_line, load_checkpoint, save_checkpoint
@@ -41,6 +41,8 @@ from ditic_stream.training.stopping import stopping
 
 START_CROPS = 512
 """Crops, of eight a picture at most, that tell what a wider network adds to the set it starts from."""
+PLAIN, SPACING_CROPS = Mix(smooth=0, graded=0), 48
+"""Crops that levels are spaced by."""
 VALIDATION_EVERY, VALIDATION_CROPS = 40, 24
 """Every so many-th picture is held out, and so many crops of those are coded after each step."""
 HARD_FROM, HARD_SHARE = 0.35, 0.5
@@ -124,7 +126,7 @@ class Trainer:
             crops = Crops(pictures, 256, 2).batch(min(START_CROPS, 8 * len(pictures))).cpu()
         start_from(self.network, weights, crops)
         if config.even_levels:
-            space_levels(self.network.eval(), self.validation)
+            space_levels(self.network.eval(), Crops(pictures, config.side, 4, mix=PLAIN).batch(SPACING_CROPS).cpu())
             self.network.train()
 
     def train(self, progress: Progress | None = None, say: Callable[[str], None] | None = None) -> None:
