@@ -24,12 +24,12 @@ def command(folder: Path, out: str) -> list[str]:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
-def test_a_run_that_is_stopped_goes_on_from_its_last_step(tmp_path: Path, number: signal.Signals) -> None:
-    (tmp_path / "scenes").mkdir()
+def stopped(folder: Path, number: signal.Signals) -> None:
+    """Stop a run after its first steps."""
+    (folder / "scenes").mkdir()
     for seed in range(3):
-        (tmp_path / f"scenes/{seed}.png").write_bytes(imagecodecs.png_encode(landscape(300, 300, seed)))
-    with subprocess.Popen(command(tmp_path, "stopped"), stderr=subprocess.PIPE, text=True) as process:
+        (folder / f"scenes/{seed}.png").write_bytes(imagecodecs.png_encode(landscape(300, 300, seed)))
+    with subprocess.Popen(command(folder, "stopped"), stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         for line in process.stderr:
             if "crops/s" in line:  # said after a step
@@ -37,15 +37,23 @@ def test_a_run_that_is_stopped_goes_on_from_its_last_step(tmp_path: Path, number
         process.send_signal(number)
         said = process.stderr.read()
     assert process.returncode == 130 and "what was trained is kept; run the same command again" in said
+
+
+def test_a_run_that_is_stopped_keeps_its_last_step(tmp_path: Path) -> None:
+    stopped(tmp_path, signal.SIGINT)
     kept = torch.load(tmp_path / "stopped/checkpoint.pt", weights_only=True)
     assert 0 < kept["steps"] < 30
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path: Path, number: signal.Signals) -> None:
+    stopped(tmp_path, number)
+    digests = []
     for out in ("stopped", "unbroken"):
         subprocess.run(command(tmp_path, out), check=True, capture_output=True)
-    stopped, unbroken = (
-        hashlib.sha256((tmp_path / out / "weights.safetensors").read_bytes()).hexdigest()
-        for out in ("stopped", "unbroken")
-    )
-    assert stopped == unbroken
+        digests.append(hashlib.sha256((tmp_path / out / "weights.safetensors").read_bytes()).hexdigest())
+    assert digests[0] == digests[1]
 
 
 def test_a_second_signal_does_not_wait_and_handlers_come_back() -> None:

@@ -265,7 +265,7 @@ def test_a_lost_preview_names_the_shards_tiles_and_damages_none(copy: Path) -> N
 
 def test_a_record_of_another_archive_is_named(copy: Path, tmp_path: Path) -> None:
     with open_archive(copy) as archive:
-        other = replace(archive.manifest, q=777, complete=False)
+        other = replace(archive.manifest, q=693, complete=False)
     with create_archive(tmp_path / "other.ditic", other) as writer:
         tiles = list(writer.grid.tiles_of(TileKey(0, 0)))
         records = {key: pack_record(Record(kind=EMPTY, key=key, archive_id=writer.layout.archive_id)) for key in tiles}
