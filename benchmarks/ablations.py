@@ -61,9 +61,10 @@ class Try:
     levels: tuple[float, float] = ALL_LEVELS
 
 
-PARTS = ("dit", "variance", "condition")
+PARTS = ("dit", "variance")
 TRIES = {"reference": Try()} | {f"without {part}": Try(without=(part,)) for part in PARTS}
 TRIES |= {
+    "with condition": Try(changes={"unconditioned": 0}),
     "distillation 0.05": Try(terms=Terms(distillation=0.05)),
     "squared error alone": Try(terms=Terms(structure=0.0)),
     "structure 0.9": Try(terms=Terms(structure=0.9)),
@@ -187,8 +188,6 @@ def _switch_off(part: str, trainer: Trainer) -> None:
             network.step.blocks = torch.nn.ModuleList()
         elif part == "variance":
             network.step.guided = False
-        elif part == "condition":
-            network.step.condition = None
 
 
 @torch.no_grad()

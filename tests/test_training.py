@@ -269,6 +269,32 @@ def test_alignments_can_be_left_out_and_what_is_trained_so_codes(pictures: Path,
     assert codec.render(latent.values, latent.scales, 6400, (0, 0)).shape == (1, 3, 256, 256)
 
 
+def test_condition_tokens_are_in_small_when_asked_for() -> None:
+    settings = {"data": ("x",), "out": "y"}
+    assert TrainConfig(**settings).architecture.unconditioned == 1  # type: ignore[arg-type]
+    asked = TrainConfig(**settings, condition=True).architecture  # type: ignore[arg-type]
+    assert asked == replace(PRESETS["small"], unconditioned=0)
+    assert any(".query." in name for name in Network(replace(PRESETS["tiny"], unconditioned=0)).state_dict())
+    with pytest.raises(ConfigError, match="both asked for and left out"):
+        TrainConfig(**settings, condition=True, without=("condition",))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("wider", [{}, {"latent": 160}, {"c16": 80, "passing": 16}, {"enc16": 2}])
+def test_a_start_with_condition_tokens_goes_on_without(pictures: Path, wider: dict[str, int]) -> None:
+    weights, without = load_weights("tiny"), Network(replace(PRESETS["tiny"], unconditioned=1, **wider))
+    assert weights.config.unconditioned == 0 and any(".query." in name for name in weights.tensors)
+    start_from(without, weights, Crops(load_pictures([pictures]), 256, 3).batch(8) if wider else None)
+    kept = dict(without.step.named_parameters())
+    assert torch.equal(kept["blocks.1.qkv.weight"], weights.tensors["step.blocks.1.qkv.weight"])
+    assert not any(".query." in name for name in kept)
+
+
+def test_a_start_without_condition_tokens_cannot_have_them(pictures: Path, tmp_path: Path) -> None:
+    started = run(tiny_run(pictures, tmp_path / "run", steps=1, without=("condition",)))
+    with pytest.raises(WeightsError, match="unconditioned 1, not 0"):
+        start_from(Network(PRESETS["tiny"]), load_weights(str(started)))
+
+
 def test_without_the_transformer_no_block_is_left(pictures: Path) -> None:
     network = Network(replace(PRESETS["tiny"], depth=0))
     assert not any(name.startswith("step.blocks") for name in network.state_dict())

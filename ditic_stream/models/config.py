@@ -86,7 +86,7 @@ LATER = ("context", "overlap", "passing", "unguided", "unconditioned")
 PRESETS: dict[str, ModelConfig] = {}
 PRESETS["small"] = ModelConfig(
     c8=96, c16=256, latent=768, enc8=1, enc16=3, dec8=2, dec16=2, hyper=128, hyper_z=32, dim=256, depth=4, heads=4,
-    context=64, overlap=64, passing=64,
+    context=64, overlap=64, passing=64, unconditioned=1,
 )  # fmt: skip
 PRESETS["tiny"] = ModelConfig(
     c8=48, c16=64, latent=128, enc8=1, enc16=1, dec8=1, dec16=1, hyper=48, hyper_z=16, dim=64, depth=2, heads=2

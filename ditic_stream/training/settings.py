@@ -6,7 +6,7 @@ In: what a user says.  Out: a TrainConfig, a frozen value that a checkpoint hold
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,9 @@ class TrainConfig:
     """Preset of sizes."""
     without: tuple[str, ...] = ()
     """What to leave out, of SWITCHES, for ablations.  Another architecture, so not together with `start`."""
+    condition: bool = False
+    """Condition tokens of the latent (DiT-IC's third alignment) for a preset that leaves them out, as small does: there
+    they pay nothing.  Another architecture as well."""
     changes: dict[str, int] = field(default_factory=dict)
     """Sizes of the preset to change (fields of ModelConfig), to try another architecture."""
     stage: str = "whole"
@@ -101,8 +104,10 @@ class TrainConfig:
             raise ConfigError("self-distillation is off unless it is given a weight; it need not be left out")
         if unknown := set(self.without) - set(SWITCHES):
             raise ConfigError(f"without {sorted(unknown)[0]!r} is not one of {', '.join(SWITCHES)}; choose of these")
-        if self.start and self.without:
-            raise ConfigError("a set to start from has its architecture already; leave parts out from scratch")
+        if self.start and (self.without or self.condition):
+            raise ConfigError("a set to start from has its architecture already; leave parts out or in from scratch")
+        if self.condition and "condition" in self.without:
+            raise ConfigError("condition tokens are both asked for and left out; say one")
         if not ALL_LEVELS[0] <= self.levels[0] < self.levels[1] <= ALL_LEVELS[1]:
             raise ConfigError(f"levels {self.levels} are no range within 0..{LEVELS - 1}; that is all of them")
         if self.even_levels and not self.start:
@@ -125,6 +130,13 @@ class TrainConfig:
             raise ConfigError(f"seed {self.seed} is outside 0..{SEED_MAX}; choose one within")
         if self.batch % self.threads or self.threads < 1:
             raise ConfigError(f"batch {self.batch} is not a multiple of {self.threads} threads; choose one that is")
+
+    @property
+    def architecture(self) -> ModelConfig:
+        """The sizes and parts of the network."""
+        parts = {"unconditioned": 0} if self.condition else {}
+        parts |= {name: value for part in self.without for name, value in SWITCHES[part].items()}
+        return replace(PRESETS[self.model], **(self.changes | parts))
 
     @property
     def learning_rate(self) -> float:

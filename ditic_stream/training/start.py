@@ -1,7 +1,8 @@
 """Start a network from a published set of weights, so that training goes on where that set stopped.
 
 In: a network and a set of the same widths, or of smaller ones (see `widen`).  Changes the network in place.  Parts the
-set does not have (`context`, `overlap`) keep their start, which is zero, so the network does at first what the set did.
+set does not have (`context`, `overlap`) keep their start, which is zero, so the network does at first what the set did;
+condition tokens that the network does not have are dropped, and it has to learn to do without.
 A file holds the hyper-synthesis as integers alone; floats that do the same are read off them, up to the rounding of
 activations.
 """
@@ -27,6 +28,8 @@ ADDED = ("encoder.overlap32", "decoder.overlap32", "codec.near", "codec.context"
 """Parts that a set may lack."""
 LACKING = ("context", "overlap")
 """Their sizes, 0 in a set without."""
+CONDITION = ("step.condition.", ".query.", ".key_value.", ".cross.")
+"""What the tensors of condition tokens are called by, which a set may have and the network not."""
 GROWING = {"c16", "latent", "passing", "enc8", "enc16", "dec8", "dec16"}
 """Sizes that may be larger than those of a set."""
 
@@ -36,9 +39,11 @@ def start_from(network: Network, weights: Weights, crops_B3HW: Tensor | None = N
     """Copy `weights` into `network`.  Where there are crops (0..1) to tell what to add from, `network` may be wider or
     have more residual blocks (see `widen`).  WeightsError where it does not fit."""
     theirs, ours = asdict(weights.config), asdict(network.config)
+    drops = ours["unconditioned"] > theirs["unconditioned"]
+    theirs["unconditioned"] += drops
     unequal = {n for n, value in theirs.items() if value != ours[n] and not (n in LACKING and value == 0)}
     if unequal and crops_B3HW is not None and _grown(theirs, ours, unequal):
-        narrow = Network(replace(weights.config, **{name: ours[name] for name in LACKING})).eval()
+        narrow = Network(replace(weights.config, **{name: ours[name] for name in (*LACKING, "unconditioned")})).eval()
         start_from(narrow, weights)
         widen(network, narrow, crops_B3HW)
         return
@@ -46,6 +51,8 @@ def start_from(network: Network, weights: Weights, crops_B3HW: Tensor | None = N
         differing = ", ".join(f"{name} {theirs[name]}, not {ours[name]}" for name in theirs if name in unequal)
         raise WeightsError(f"{weights.name} has other widths than this model: {differing}; start from another")
     stored = {name: tensor for name, tensor in weights.tensors.items() if not name.startswith("entropy.")}
+    if drops:
+        stored = {name: tensor for name, tensor in stored.items() if not any(part in name for part in CONDITION)}
     stored |= _synthesis(network, weights.tensors)
     for name in ("log_scale", "log_scale_z"):
         table = weights.tensors[f"entropy.{name.removeprefix('log_').replace('scale', 'scale_table')}"]

@@ -23,7 +23,6 @@ from torch import Tensor
 
 from ditic_stream.errors import ConfigError
 from ditic_stream.families import attention_asked
-from ditic_stream.models.config import PRESETS
 from ditic_stream.models.network import Network
 from ditic_stream.models.weights import load_weights
 from ditic_stream.training.adversary import Adversary
@@ -34,7 +33,7 @@ from ditic_stream.training.init import principal_start
 from ditic_stream.training.keeping import append_line, load_checkpoint, save_checkpoint
 from ditic_stream.training.objective import Critics, Terms, entropy_objective, whole_objective
 from ditic_stream.training.perceptual import Features
-from ditic_stream.training.settings import SWITCHES, TrainConfig
+from ditic_stream.training.settings import TrainConfig
 from ditic_stream.training.speed import Operations, Speed
 from ditic_stream.training.start import space_levels, start_from
 from ditic_stream.training.stopping import stopping
@@ -50,7 +49,7 @@ HARD_FROM, HARD_SHARE = 0.35, 0.5
 ALL_HARD_FROM = 0.6
 """From this part of an entropy stage on, all of it: scales are to fit what is coded; means learn from noisy symbols."""
 
-RUN = ("model", "changes", "without", "stage", "start", "side", "seed", "levels")
+RUN = ("model", "changes", "without", "condition", "stage", "start", "side", "seed", "levels")
 """Settings a run cannot change on its way, as a rate that is said; data may move, and steps, minutes and threads may be
 others."""
 Progress = Callable[[int, int], None]
@@ -88,8 +87,7 @@ class Trainer:
         self.held_out = held_out
         self.validation = Crops(held_out, config.side, 1).batch(VALIDATION_CROPS).cpu()
         self.training = kept
-        left_out = {name: value for part in config.without for name, value in SWITCHES[part].items()}
-        self.network = Network(replace(PRESETS[config.model], **(config.changes | left_out)))
+        self.network = Network(config.architecture)
         if kept_state is not None:
             _same_sizes(self.network, kept_state, self.folder)
         self.terms = config.terms

@@ -41,26 +41,31 @@ def widen(wide: Network, narrow: Network, crops_B3HW: Tensor) -> None:
         _copy_leading(ours[name], tensor, halves if halves is not None and halves < tensor.ndim else None)
 
     encoder, codec, kept = wide.encoder, wide.codec, narrow.config.latent
+    wider16, wider32 = wide.config.c16 > narrow.config.c16, wide.config.latent > kept
     seen8, missed = [], []
     for x in crops_B3HW.split(8):
         y = narrow.decoder(narrow.encoder(x), torch.full((len(x),), float(LEVELS - 1)))
         seen8.append(lap(encoder.blocks8(encoder.stem(F.pad(x - 0.5, (4, 4, 4, 4), mode="reflect")))))
         missed.append(_coefficients(x - y))
     lost = torch.cat(missed)
-    _add(encoder.merge16, narrow.config.c16, torch.cat(seen8), F.pixel_unshuffle(lost, 2))
+    if wider16:
+        _add(encoder.merge16, narrow.config.c16, torch.cat(seen8), F.pixel_unshuffle(lost, 2))
     seen = torch.cat([lap(encoder.blocks16(encoder.merge16(x))) for x in seen8])
-    _add(encoder.merge32, kept, seen, F.pixel_unshuffle(lost, 4))
+    if wider32:
+        _add(encoder.merge32, kept, seen, F.pixel_unshuffle(lost, 4))
 
     features = encoder.merge32(seen)
-    passing = F.pixel_unshuffle(torch.cat([encoder.merge16(x)[:, narrow.config.c16 :] for x in seen8]), 2)
-    rows = _regression(_samples(features), _samples(passing))
-    wide.decoder.split16.weight[4 * narrow.config.c16 :] = rows.float()[:, :, None, None]
+    if wider16:
+        passing = F.pixel_unshuffle(torch.cat([encoder.merge16(x)[:, narrow.config.c16 :] for x in seen8]), 2)
+        rows = _regression(_samples(features), _samples(passing))
+        wide.decoder.split16.weight[4 * narrow.config.c16 :] = rows.float()[:, :, None, None]
 
-    codec.feature_std[kept:] = features[:, kept:].std((0, 2, 3))
-    size = codec.feature_std.log()
-    steps = (codec.log_gain - size)[:, :kept][:, -FINEST:].median(1, keepdim=True).values
-    codec.log_gain[:, kept:] = steps + size[kept:] - COARSER
-    codec.log_scale[:, kept:] = codec.log_gain[:, kept:] + size[kept:] - 0.5
+    if wider32:
+        codec.feature_std[kept:] = features[:, kept:].std((0, 2, 3))
+        size = codec.feature_std.log()
+        steps = (codec.log_gain - size)[:, :kept][:, -FINEST:].median(1, keepdim=True).values
+        codec.log_gain[:, kept:] = steps + size[kept:] - COARSER
+        codec.log_scale[:, kept:] = codec.log_gain[:, kept:] + size[kept:] - 0.5
     _learn_to_draw(wide, narrow, crops_B3HW)
 
 

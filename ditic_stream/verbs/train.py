@@ -43,6 +43,10 @@ def train(
         list[str] | None,
         typer.Option(help="Leave out, from scratch: variance, condition, dit. Repeatable."),
     ] = None,
+    condition: Annotated[
+        bool,
+        typer.Option("--condition", help="Latent-conditioned guidance, from scratch: small leaves it out."),
+    ] = False,
     even_levels: Annotated[
         bool, typer.Option("--even-levels", help="First space the rate levels of --start evenly in rate.")
     ] = False,
@@ -102,7 +106,7 @@ def train(
     }  # fmt: skip
     common |= {} if rate is None else {"rate": rate}
     only = {"rate_weight": rate_weight, "rank": rank}
-    own: dict[str, Any] = {"without": tuple(without or ()), "even_levels": even_levels}
+    own: dict[str, Any] = {"without": tuple(without or ()), "condition": condition, "even_levels": even_levels}
     own |= {"licence": licence} if licence else {}
     terms = {"perceptual": perceptual, "adversarial": adversarial, "distillation": distillation}
     run: Callable[[console.Progress], Path]
