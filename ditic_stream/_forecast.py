@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ditic_stream._encoding import TileCoder
+from ditic_stream._layout import Layout
 from ditic_stream._pace import NORMAL, Spent, stopwatch, total
 from ditic_stream._paths import Place
 from ditic_stream._shard import index_bytes
@@ -53,8 +54,14 @@ LADDER = tuple(range(0, Q_MAX + 1, Q_MAX // 4))
 """Rates at which the first sample is coded to find about where a target lies."""
 ASIDE = 10 * Q_OF_QUALITY
 """The second sample is coded at the expected q and so far on both sides of it."""
-REFINED = 3
-"""Times that sample is coded at most: again where the target does not lie between the ends."""
+REFINED = 5
+"""Times that sample is coded at most: again where the target does not lie near what is known."""
+NEAR = 0.02
+"""How far from the target, relative, what it leads to may lie, as far as its bends between known rates tell."""
+
+
+TILE_SIZES, MASK_SIZES = 3, 6
+"""Where an archive says the sizes of its chunks, about the bytes of a record's and of a mask's with its checksum."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,6 +190,7 @@ class Forecaster:
         self._windows = windows_of(task.manifest)
         self._small = grid.height * grid.width <= SMALL
         self._count = self._windows.rows * self._windows.cols if self._small else FIRST
+        self._beside = _beside(task.manifest)
         self.spent = Spent()
         """What its windows took so far."""
 
@@ -207,19 +215,22 @@ class Forecaster:
         q = _crossing(np.array(LADDER), ladder, target)
         error = self._total(first, min(range(len(LADDER)), key=lambda step: abs(LADDER[step] - q)))[1]
         self._count = self._enough(error / ENOUGH, len(first))
+        known: dict[int, float] = {}
         for _ in range(REFINED):
-            around = sorted({min(max(round(q) + aside, 0), Q_MAX) for aside in (-ASIDE, 0, ASIDE)})
+            around = sorted({min(max(round(q) + aside, 0), Q_MAX) for aside in (-ASIDE, 0, ASIDE)} - set(known))
             second = self._code(self._count, tuple(around))
-            sizes = np.maximum.accumulate([self._total(second, step)[0] for step in range(len(around))])
-            if around[0] == 0 and target < 0.95 * sizes[0]:
+            known |= {other: self._total(second, step)[0] for step, other in enumerate(around)}
+            qs = sorted(known)
+            sizes = np.maximum.accumulate([known[other] for other in qs])
+            if qs[0] == 0 and target < 0.95 * sizes[0]:
                 least = round(sizes[0]) + beside
                 bpp = [bits_per_pixel(size, self._grid.height, self._grid.width) for size in (asked, least)]
                 raise ConfigError(
                     f"{asked} bytes ({bpp[0]:.4f} bits per pixel) are less than the {least} ({bpp[1]:.4f}) this scene "
                     f"needs at quality 1{f', {beside} of them for metadata and preview' * bool(beside)}; give it more"
                 )
-            q = _crossing(np.array(around), sizes, target)
-            if around[0] <= q <= around[-1]:
+            q = _crossing(np.array(qs), sizes, target)
+            if round(q) in known or _near(np.array(qs), sizes, q):
                 break
         return round(q)
 
@@ -245,10 +256,7 @@ class Forecaster:
         sizes = part * np.array([p.sizes[step] for p in probed], float)
         pixels = part * np.array([p.pixels for p in probed], float)
         whole = self._grid.height * self._grid.width
-        shards = self._grid.shard_rows * self._grid.shard_cols
-        headers = HEADER_BYTES * self._grid.rows * self._grid.cols
-        headers += shards * (SEAL_BYTES + index_bytes(self._grid.shard**2))
-        return sizes.sum() / pixels.sum() * whole + headers, _error(sizes, pixels) * self._unseen(probed)
+        return sizes.sum() / pixels.sum() * whole + self._beside, _error(sizes, pixels) * self._unseen(probed)
 
     def _squares(self, probed: Sequence[Probed]) -> tuple[float, float, int]:
         """Mean squared error over the value range squared, its relative standard error, and of how many windows."""
@@ -271,6 +279,16 @@ class Forecaster:
         value = -10 * math.log10(mean)
         half = 10 * math.log10(1 + _normal(count) * math.hypot(error, MODEL_ERROR_SQUARES))
         return Interval(value, value - half, value + half)
+
+
+def _beside(manifest: Manifest) -> int:
+    """About the bytes that a rate counts beside payloads and masks: headers, indexes, and sizes of chunks."""
+    layout = Layout(manifest)
+    grid, planes = layout.grid, layout.planes
+    tiles, shards = grid.rows * grid.cols, grid.shard_rows * grid.shard_cols
+    indexes = SEAL_BYTES + index_bytes(grid.shard**2) + (index_bytes(planes * grid.shard**2) if planes else 0)
+    sizes = tiles * (TILE_SIZES + MASK_SIZES * planes) + TILE_SIZES * shards if layout.sized else 0
+    return tiles * HEADER_BYTES + shards * indexes + sizes
 
 
 def spread(grid: Grid, count: int) -> list[TileKey]:
@@ -327,6 +345,24 @@ def _crossing(qs: np.ndarray, sizes: np.ndarray, target: float) -> float:
     piece = int(np.clip(np.searchsorted(logs, math.log(max(target, 1))) - 1, 0, len(qs) - 2))
     slope = max((logs[piece + 1] - logs[piece]) / max(qs[piece + 1] - qs[piece], 1), 1e-5)
     return float(np.clip(qs[piece] + (math.log(max(target, 1)) - logs[piece]) / slope, 0, Q_MAX))
+
+
+def _near(qs: np.ndarray, sizes: np.ndarray, q: float) -> bool:
+    """Whether log(bytes), known at these, is told well enough at q by a straight line: by how much it bends."""
+    place = int(np.searchsorted(qs, q))
+    if place in (0, len(qs)):
+        return bool(q in qs)
+    widths, slopes = np.diff(qs), np.diff(np.log(sizes)) / np.diff(qs)
+    piece = place - 1
+    before, behind = q - qs[piece], qs[place] - q
+    if len(slopes) == 1:
+        return bool(slopes[0] * before * behind < NEAR * widths[0])
+    bends = (
+        abs(slopes[other] - slopes[piece]) / (2 * min(widths[other], widths[piece]))
+        for other in (piece - 1, piece + 1)
+        if 0 <= other < len(slopes)
+    )
+    return bool(max(bends) * before * behind < NEAR)
 
 
 def at(manifest: Manifest, q: int) -> Manifest:

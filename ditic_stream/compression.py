@@ -48,8 +48,6 @@ QUALITY = 50
 """Unless another, a rate or a size is asked for."""
 PREVIEW_SHARE, PREVIEW_BYTES = 0.85, 45
 """About the part of the preview's bytes that compression leaves, and what an object of it takes beside."""
-TILE_SIZES, MASK_SIZES = 3, 6
-"""Where an archive says the sizes of its chunks, about the bytes of a record's and of a mask's with its checksum."""
 CAP = 10**5
 """A length of the longest record that has about as many digits as that of any."""
 ZIP_BYTES, ZIP_OBJECT_BYTES = 22, 76
@@ -430,8 +428,6 @@ def _fixed(manifest: Manifest, target: Place) -> int:
     documents = [layout.group(), *layout.arrays(CAP).values()]
     shards = layout.grid.shard_rows * layout.grid.shard_cols
     beside = PREVIEW_SHARE * math.prod(layout.preview_shape) + PREVIEW_BYTES * shards
-    if layout.sized:
-        beside += layout.grid.rows * layout.grid.cols * (TILE_SIZES + MASK_SIZES * layout.planes) + TILE_SIZES * shards
     zipped = ZIP_BYTES + sum(ZIP_OBJECT_BYTES + 2 * len(name) for name in layout.names())
     return round(sum(map(len, documents)) + beside + (zipped if target.suffix == ".zip" else 0))
 

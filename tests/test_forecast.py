@@ -180,3 +180,34 @@ def test_a_rate_the_scene_cannot_have_is_refused_with_the_one_it_can(scene: Path
 def test_contradictions_are_refused(scene: Path, tmp_path: Path, options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         run(scene, tmp_path / "a.ditic", **options)
+
+
+def test_a_first_sample_that_leads_astray_does_not_lead_to_an_end() -> None:
+    """Where the curve is steep below and flat above, straight lines lead from each end to the other."""
+    curve = {0: 180.0, 1232: 630.0, 2772: 1700.0, 5544: 4000.0, 8316: 6000.0, 11088: 8800.0}
+    tiles = 16
+
+    def code(count: int, qs: tuple[int, ...], *, render: bool = False) -> list[_forecast.Probed]:
+        sizes = np.exp(np.interp(qs, list(curve), np.log(list(curve.values()))))
+        if len(qs) == len(_forecast.LADDER):  # the first tiles are not like the others
+            sizes = sizes**0.3
+        return [_forecast.Probed(pixels=2**16, sizes=tuple(round(size) for size in sizes))] * tiles
+
+    forecaster = _forecast.Forecaster.__new__(_forecast.Forecaster)
+    forecaster._grid = forecaster._windows = grid(1024, 1024)
+    forecaster._small, forecaster._count = True, tiles
+    forecaster._beside = 0
+    forecaster._code = code  # type: ignore[method-assign]
+    for target in (4_000, 9_000, 20_000, 40_000, 60_000, 120_000):
+        (one, *_) = code(tiles, (forecaster.q_for(target),))
+        assert tiles * one.sizes[0] == pytest.approx(target, rel=0.05)
+
+
+def test_a_rate_of_a_masked_scene_of_small_tiles_is_met(tmp_path: Path) -> None:
+    """Indexes of masks and sizes of chunks are a tenth of it."""
+    pixels = landscape(768, 768)
+    pixels[:90, :200] = 0
+    scene = write_scene(tmp_path / "scene.tif", pixels, nodata=0)
+    low: Result = run(scene, tmp_path / "low.ditic", tile=256, quality=10)
+    result: Result = run(scene, tmp_path / "a.ditic", tile=256, bpp=1.1 * low.bpp)
+    assert result.bpp == pytest.approx(1.1 * low.bpp, rel=0.02)
