@@ -38,7 +38,8 @@ from ditic_stream.tiling import Grid
 WINDOW = 256
 """Side of a window, pixels."""
 SMALL, FEW = 2**25, 4
-"""Pixels up to which the tiles themselves are coded, and how many of them at first."""
+"""Pixels up to which the tiles themselves are coded, and how many of them at first.  With what is read around them
+MOST windows take more time than so many pixels in tiles (docs/numbers.md)."""
 FIRST, MOST = 48, 256
 """Windows coded at first, and at most."""
 ENOUGH = 0.016

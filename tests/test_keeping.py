@@ -8,6 +8,7 @@ import pickle
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import imagecodecs
@@ -15,15 +16,17 @@ import pytest
 import torch
 from pictures import landscape
 from safetensors import safe_open
+from typer.testing import CliRunner
 
-from ditic_stream.errors import ConfigError, StorageError, WeightsError
+from ditic_stream.cli import app
+from ditic_stream.errors import ConfigError, LockedError, StorageError, WeightsError
 from ditic_stream.models.config import PRESETS
 from ditic_stream.models.network import Network
 from ditic_stream.training import train
 from ditic_stream.training.curves import draw
 from ditic_stream.training.export import export
 from ditic_stream.training.keeping import append_line, load_checkpoint, read_lines, save_checkpoint, save_weights
-from ditic_stream.training.settings import TrainConfig
+from ditic_stream.training.settings import TrainConfig, read_settings
 from ditic_stream.training.train import Trainer
 
 CPU = torch.device("cpu")
@@ -144,6 +147,38 @@ def test_a_run_does_not_go_on_at_another_rate_as_if_it_did(tmp_path: Path, monke
         assert Trainer(settings(data, tmp_path / "run", **same)).steps == 0
     with pytest.raises(ConfigError, match=r"another rate \(0\.0001, not 0\.001\)"):
         Trainer(settings(data, tmp_path / "run", rate=1e-3))
+
+
+def test_a_run_says_what_it_took_and_keeps_others_out_of_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "VALIDATION_CROPS", 1)
+    config, refused = settings(pictures(tmp_path / "some", 260), tmp_path / "run", rate=1e-5), []
+
+    def say(words: str) -> None:
+        with pytest.raises(LockedError, match=r"another run \(process \d+\) writes .*run; wait for it"):
+            train.run(replace(config, rate=1e-3))
+        refused.append(words)
+
+    train.run(config, say=say)
+    assert refused
+    assert TrainConfig(**read_settings(tmp_path / "run/config.json")) == config
+    assert not (tmp_path / "run/run.lock").exists()
+
+
+@pytest.mark.parametrize(
+    ("last", "said"), [(-2.0, "J -1.000 at first, -2.000 now"), (0.5, "nothing was won; a lower --rate")]
+)
+def test_a_run_ends_with_what_it_won(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: float, said: str) -> None:
+    def run(config: TrainConfig, *_: object) -> Path:
+        for j in (-1.0, last):
+            append_line(tmp_path / "log.jsonl", {"validation": [{"log_j": j, "structure": 2 + j}] * 4})
+        save_weights({"x": torch.zeros(1)}, {}, tmp_path / "weights.safetensors")
+        return tmp_path / "weights.safetensors"
+
+    monkeypatch.setattr(train, "run", run)
+    done = CliRunner().invoke(app, ["train", "x", "--out", str(tmp_path)])
+    assert done.exit_code == 0 and said in done.output
 
 
 def test_no_training_at_all_is_refused(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ class ModelConfig:
     unguided: int = 0
     """1: the step is as long everywhere, and blind to the decoded variance (DiT-IC's first alignment is off)."""
     unconditioned: int = 0
-    """1: no cross-attention to condition tokens of the latent (its third alignment is off)."""
+    """1: no cross-attention to condition tokens of the latent (its third alignment is off, as in `small`)."""
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():

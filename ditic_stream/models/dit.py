@@ -2,8 +2,8 @@
 
 In: the noisy latent, its expected error (`spread`), and where the window lies on the scene's latent grid.  Out: the
 denoised latent.  The paper (arXiv 2603.13162) maps the decoded variance to a pseudo-time per position; here the network
-sees that time per token (modulation) and per element (the step's length), and the condition tokens come from the latent
-itself.
+sees that time per token (modulation) and per element (the step's length), and the condition tokens, of presets that
+have them, come from the latent itself.
 
 Attention runs in windows of 8x8 cells anchored at multiples of 8 on the scene's latent grid, so what a cell sees does
 not depend on where a tile begins.  Cells a window lacks are masked.

@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,25 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from ditic_stream._lock import hold, release
 from ditic_stream.errors import StorageError, WeightsError
 
 PARTIAL = ".partial"
+
+
+@contextmanager
+def folder_of_a_run(folder: Path) -> Iterator[None]:
+    """The folder of a run, made if absent, held against any other run; LockedError while there is one in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"{folder} cannot be made ({error.strerror}); name another folder with --out") from error
+    lock = folder / "run.lock"
+    handle = hold(lock, folder)
+    try:
+        yield
+    finally:
+        release(lock, handle)
 
 
 def save_checkpoint(state: Mapping[str, Any], path: Path) -> None:

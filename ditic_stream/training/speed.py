@@ -14,16 +14,20 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-PEAKS = {"H200": 989e12, "H100": 989e12, "GH200": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12}
-"""Dense bfloat16 operations a second by the makers' data sheets, by a part of the device's name."""
+PEAKS = {"H200": 989e12, "H100": 989e12, "GH200": 989e12, "A100": 312e12, "L40S": 362e12, "L40": 181e12, "L4": 121e12}
+"""Dense bfloat16 operations a second by the makers' data sheets, by a word of the device's name."""
 
 
 def peak_of(device: torch.device) -> float | None:
     """Operations a second the device can do at most in bfloat16, None when that is not known."""
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for part, peak in PEAKS.items() if part in name), None)
+    return peak_named(torch.cuda.get_device_name(device))
+
+
+def peak_named(name: str) -> float | None:
+    """The same of a device's name, "NVIDIA A100-SXM4-80GB"."""
+    return next((PEAKS[word] for word in name.replace("-", " ").split() if word in PEAKS), None)
 
 
 class Operations(TorchDispatchMode):

@@ -30,10 +30,10 @@ from ditic_stream.training.curves import draw
 from ditic_stream.training.data import Crops, Mix, Pictures, load_pictures
 from ditic_stream.training.evaluation import block_steps, evaluate, rounded
 from ditic_stream.training.init import principal_start
-from ditic_stream.training.keeping import append_line, load_checkpoint, save_checkpoint
+from ditic_stream.training.keeping import append_line, folder_of_a_run, load_checkpoint, save_checkpoint
 from ditic_stream.training.objective import Critics, Terms, entropy_objective, whole_objective
 from ditic_stream.training.perceptual import Features
-from ditic_stream.training.settings import TrainConfig
+from ditic_stream.training.settings import TrainConfig, write_settings
 from ditic_stream.training.speed import Operations, Speed
 from ditic_stream.training.start import space_levels, start_from
 from ditic_stream.training.stopping import stopping
@@ -60,9 +60,14 @@ def run(config: TrainConfig, progress: Progress | None = None, say: Callable[[st
     """Train (or go on training) and export; returns the path of the weights.  say: told the speed after each step."""
     from ditic_stream.training.export import export
 
-    trainer = Trainer(config)
-    trainer.train(progress, say)
-    return export(trainer.averaged, trainer.training, Path(config.out) / "weights.safetensors", config.licence)
+    attention_asked()  # a variable that names none is found before anything is written
+    out = Path(config.out)
+    with folder_of_a_run(out):
+        if not (out / "checkpoint.pt").exists():
+            write_settings(config, out / "config.json")
+        trainer = Trainer(config)
+        trainer.train(progress, say)
+        return export(trainer.averaged, trainer.training, out / "weights.safetensors", config.licence)
 
 
 class Trainer:

@@ -11,7 +11,7 @@ import typer
 
 from ditic_stream import console
 from ditic_stream.errors import ConfigError
-from ditic_stream.families import FAMILIES, attention_asked, family_of
+from ditic_stream.families import FAMILIES, family_of
 from ditic_stream.training import SEED_MAX
 from ditic_stream.verbs.options import Device, Json, Quiet
 
@@ -125,7 +125,31 @@ def train(
         weights = run(progress)
     size = weights.stat().st_size
     facts = {"weights": str(weights), "bytes": size, "log": str(out / "log.jsonl")}
-    console.emit(facts, as_json=as_json, lines=[f"{weights}: {console.size(size)}"], quiet=quiet)
+    lines = [f"{weights}: {console.size(size)}"]
+    if course := _course(out / "log.jsonl"):
+        facts |= course
+        told = (f"{name} {began:.3f} at first, {ended:.3f} now" for name, (began, ended) in course.items())
+        lines.append(f"held-out crops, lower is better: {'; '.join(told)}")
+        if all(ended >= began for began, ended in course.values()):
+            lines.append("nothing was won; a lower --rate may help")
+    console.emit(facts, as_json=as_json, lines=lines, quiet=quiet)
+
+
+def _course(log: Path) -> dict[str, tuple[float, float]]:
+    """J (by squared error) and the structure loss of held-out crops when a run began and when it ended, means of the
+    levels; nothing where the log tells none."""
+    from ditic_stream.training.keeping import read_lines
+
+    lines = read_lines(log) if log.exists() else []
+    told = [rows for line in lines if isinstance(rows := line.get("validation"), list) and rows]
+    course = {}
+    for name, key in (("J", "log_j"), ("structure", "structure")):
+        means = [
+            sum(row[key] for row in rows) / len(rows) for rows in told if all(row.get(key) is not None for row in rows)
+        ]
+        if means:
+            course[name] = (means[0], means[-1])
+    return course
 
 
 def _training(
@@ -133,7 +157,7 @@ def _training(
 ) -> Callable[[console.Progress], Path]:
     """A run of the package's own networks.  given: options that were said, which win over those of a file."""
     from ditic_stream.training.objective import Terms
-    from ditic_stream.training.settings import TrainConfig, read_settings, write_settings
+    from ditic_stream.training.settings import TrainConfig, read_settings
     from ditic_stream.training.train import run
 
     if config is not None:
@@ -148,15 +172,7 @@ def _training(
     settings = TrainConfig(**{**options, "terms": Terms(**terms)})
     if not settings.data:
         raise ConfigError(f"neither the command nor {config} names what to train on; name it")
-    out = Path(settings.out)
-
-    def begin(progress: console.Progress) -> Path:
-        attention_asked()  # a variable that names none is found before anything is written
-        if not (out / "checkpoint.pt").exists():
-            write_settings(settings, out / "config.json")
-        return run(settings, progress, progress.say)
-
-    return begin
+    return lambda progress: run(settings, progress, progress.say)
 
 
 def _tuning(

@@ -32,7 +32,7 @@ from ditic_stream.models.paper.tuned import SUFFIX, write_tuned
 from ditic_stream.models.paper.weights_file import Checkpoint, open_file
 from ditic_stream.training.adversary import Adversary
 from ditic_stream.training.data import Crops, Pictures, load_pictures
-from ditic_stream.training.keeping import append_line, load_checkpoint, save_checkpoint
+from ditic_stream.training.keeping import append_line, folder_of_a_run, load_checkpoint, save_checkpoint
 from ditic_stream.training.paper import adapters
 from ditic_stream.training.paper.config import TuneConfig
 from ditic_stream.training.paper.objective import Weights, objective, show
@@ -54,9 +54,10 @@ Progress = Callable[[int, int], None]
 
 def run(config: TuneConfig, progress: Progress | None = None) -> Path:
     """Tune (or go on tuning) and write the weights; returns their path."""
-    tuner = Tuner(config)
-    tuner.train(progress)
-    return tuner.export(Path(config.out) / "weights.safetensors")
+    with folder_of_a_run(Path(config.out)):
+        tuner = Tuner(config)
+        tuner.train(progress)
+        return tuner.export(Path(config.out) / "weights.safetensors")
 
 
 def base_of(start: str) -> tuple[Checkpoint, dict[str, Any]]:
