@@ -57,10 +57,8 @@ ASIDE = 10 * Q_OF_QUALITY
 """The second sample is coded at the expected q and so far on both sides of it."""
 REFINED = 5
 """Times that sample is coded at most: again where the target does not lie near what is known."""
-NEAR = 0.02
+NEAR = 0.01
 """How far from the target, relative, what it leads to may lie, as far as its bends between known rates tell."""
-
-
 TILE_SIZES, MASK_SIZES = 3, 6
 """Where an archive says the sizes of its chunks, about the bytes of a record's and of a mask's with its checksum."""
 
