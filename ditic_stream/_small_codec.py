@@ -33,7 +33,7 @@ ENCODE_HALO = 32
 
 
 def load(name: str, device: str) -> SmallCodec:
-    """The codec of a published model or set ("small", "small-5"), or of a weights file; ConfigError for an unknown
+    """The codec of a published model or set ("small", "small-6"), or of a weights file; ConfigError for an unknown
     name."""
     return SmallCodec(load_weights(name), device)
 

@@ -83,7 +83,7 @@ class TileCodec(Protocol):
 
 
 def load_codec(name: str, *, device: str = "cpu", weights: Path | None = None) -> TileCodec:
-    """The codec of a model or a set of weights ("small", "small-5", "ditic-0.6b:q3"), or of a weights file; ConfigError
+    """The codec of a model or a set of weights ("small", "small-6", "ditic-0.6b:q3"), or of a weights file; ConfigError
     for an unknown name."""
     asked = str(weights) if weights is not None else name
     check_environment(asked, device)

@@ -19,7 +19,7 @@ from ditic_stream.families import (
 from ditic_stream.geometry import Units
 
 
-@pytest.mark.parametrize("name", ["small", "small-5", "tiny-1", "huge", "run/weights.safetensors", ""])
+@pytest.mark.parametrize("name", ["small", "small-6", "tiny-1", "huge", "run/weights.safetensors", ""])
 def test_every_name_that_is_no_other_familys_is_the_packages_own(name: str) -> None:
     assert family_of(name) is SMALL
 

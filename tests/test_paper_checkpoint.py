@@ -133,7 +133,7 @@ def test_the_command_imports_lists_exports_and_imports_the_bundle_elsewhere(
 
     code, out, _ = run(capsys, "models", "list", "--json")
     listed = {one["name"]: one for one in map(json.loads, out.splitlines())}
-    assert code == 0 and listed["ditic-0.6b:q3"]["sha256"] == sha and "small-5" in listed
+    assert code == 0 and listed["ditic-0.6b:q3"]["sha256"] == sha and "small-6" in listed
     assert listed["ditic-0.6b:q3"]["source"]["file"] == "q3_merge_ema.pt"
     code, out, _ = run(capsys, "models", "list")
     assert [line for line in out.splitlines() if line.startswith("ditic-0.6b:q3") and "not stated" in line]

@@ -28,7 +28,7 @@ from ditic_stream.errors import ConfigError, FormatError, StorageError, WeightsE
 VARIABLE = "DITIC_MODELS"
 RECORD_FORMAT = "ditic-model-1"
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}(:[a-z0-9][a-z0-9._-]{0,63})?")
-"""A model, and after a colon which of its weights: small-5, ditic-0.6b:q3."""
+"""A model, and after a colon which of its weights: small-6, ditic-0.6b:q3."""
 PARTIAL, ACCEPTED = ".partial", ".accepted"
 FREE = ("CC-BY-SA-4.0", "CC-BY-4.0", "CC0-1.0", "Apache-2.0", "MIT")
 """Licences under which anyone may use weights for anything; others have to be accepted (`check_accepted`)."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from ditic_stream.models.folder import find, names
 
 WEIGHTS_FORMAT = "ditic-weights-1"
-PUBLISHED = {"small": "small-5", "tiny": "tiny-1"}
+PUBLISHED = {"small": "small-6", "tiny": "tiny-1"}
 """Model names users give, and the set each stands for in this release."""
 FOLDER = Path(__file__).resolve().parent.parent / "weights"
 

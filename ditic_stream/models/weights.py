@@ -40,7 +40,7 @@ class Weights:
 
 
 def load_weights(name: str) -> Weights:
-    """The set that `name` stands for: a model ("small"), a set ("small-5", or one of the model folder), or the path of
+    """The set that `name` stands for: a model ("small"), a set ("small-6", or one of the model folder), or the path of
     a safetensors file.
 
     Raises ConfigError for a name nobody published, WeightsError for a file that is absent, damaged or of another
