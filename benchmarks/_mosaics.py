@@ -12,14 +12,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-BLOCK = 512
-"""Side of a block, pixels; each shows a part of one picture, some of them enlarged twice."""
+BLOCK = 480
+"""Side of a block, pixels; each shows a part of one picture, some of them enlarged twice.  No multiple of a window's
+side: borders between blocks are hard to code, and would lie at the same place of every second window."""
 
 
 def write_mosaic(
-    path: Path, pictures: Sequence[NDArray[np.uint8]], *, height: int = 4608, width: int = 7680, seed: int = 0
+    path: Path, pictures: Sequence[NDArray[np.uint8]], *, height: int = 4800, width: int = 7200, seed: int = 0
 ) -> Path:
-    """Write a scene of `height` x `width` pixels, multiples of BLOCK."""
+    """Write a scene of `height` x `width` pixels."""
     import tifffile
 
     random = np.random.default_rng(seed)
@@ -32,9 +33,9 @@ def write_mosaic(
             picture = pictures[few[int(place * len(few))]]
             scale = 2 if random.random() < 0.3 or min(picture.shape[1:]) < BLOCK else 1
             part = _part(picture, BLOCK // scale, random).transpose(1, 2, 0)
-            scene[row : row + BLOCK, col : col + BLOCK] = part.repeat(scale, 0).repeat(scale, 1)
-    # Borders between blocks are no borders of tiles or windows then, whose margins a forecast does not look at.
-    scene = np.roll(scene, tuple(int(shift) for shift in random.integers(70, 190, 2)), (0, 1))
+            into = scene[row : row + BLOCK, col : col + BLOCK]
+            into[:] = part.repeat(scale, 0).repeat(scale, 1)[: into.shape[0], : into.shape[1]]
+    scene = np.roll(scene, tuple(int(shift) for shift in random.integers(0, BLOCK, 2)), (0, 1))
     tifffile.imwrite(path, scene, tile=(256, 256), photometric="rgb")
     return path
 

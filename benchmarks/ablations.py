@@ -105,6 +105,8 @@ def main() -> None:
     parser.add_argument("--only", action="append", choices=TRIES, help="repeatable; without: all")
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
+    if arguments.start and (sized := [name for name in arguments.only or () if TRIES[name].changes]):
+        parser.error(f"{sized[0]!r} is another architecture than that of --start; try it from scratch")
     names = arguments.only or [name for name, one in TRIES.items() if not (arguments.start and one.changes)]
     steps = _steps_in(arguments.seconds, names, arguments) if arguments.seconds else {}
     rows: dict[str, list[tuple[Result, Result]]] = {name: [] for name in names}

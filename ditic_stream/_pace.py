@@ -21,7 +21,7 @@ NORMAL = 1.645
 WRITING = 0.03
 """Seconds it takes to write a shard, which a dry run does not: of a few megabytes at most, most of it for the disk to
 say that they are there."""
-AGAIN, WAITING = 0.1, 1.0
+AGAIN, WAITING = 0.12, 1.0
 """Relative standard deviations at another time: of the pace of the same work, and of the time that others take."""
 
 

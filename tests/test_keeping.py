@@ -166,19 +166,21 @@ def test_a_run_says_what_it_took_and_keeps_others_out_of_its_folder(
     assert not (tmp_path / "run/run.lock").exists()
 
 
-@pytest.mark.parametrize(
-    ("last", "said"), [(-2.0, "J -1.000 at first, -2.000 now"), (0.5, "nothing was won; a lower --rate")]
-)
-def test_a_run_ends_with_what_it_won(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: float, said: str) -> None:
+@pytest.mark.parametrize(("j", "structure", "won"), [(-2.0, 0.5, True), (-0.9, 0.1, True), (-0.9, 0.5, False)])
+def test_a_run_ends_with_what_it_won(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, j: float, structure: float, won: bool
+) -> None:
     def run(config: TrainConfig, *_: object) -> Path:
-        for j in (-1.0, last):
-            append_line(tmp_path / "log.jsonl", {"validation": [{"log_j": j, "structure": 2 + j}] * 4})
+        for step, *told in ((0, -5.0, 0.0), (9, -6.0, 0.0), (0, -1.0, 0.2), (9, j, structure)):  # an older run first
+            rows = [dict(zip(("log_j", "structure"), told, strict=True))] * 4
+            append_line(tmp_path / "log.jsonl", {"step": step, "validation": rows})
         save_weights({"x": torch.zeros(1)}, {}, tmp_path / "weights.safetensors")
         return tmp_path / "weights.safetensors"
 
     monkeypatch.setattr(train, "run", run)
     done = CliRunner().invoke(app, ["train", "x", "--out", str(tmp_path)])
-    assert done.exit_code == 0 and said in done.output
+    assert f"J -1.000 at first, {j:.3f} now; structure 0.200 at first, {structure:.3f} now" in done.output
+    assert done.exit_code == 0 and ("nothing was won" in done.output) == (not won)
 
 
 def test_no_training_at_all_is_refused(tmp_path: Path) -> None:

@@ -289,6 +289,12 @@ def test_a_start_with_condition_tokens_goes_on_without(pictures: Path, wider: di
     assert not any(".query." in name for name in kept)
 
 
+def test_the_entropy_stage_does_not_drop_condition_tokens(pictures: Path, tmp_path: Path) -> None:
+    without = {"changes": {"unconditioned": 1}, "steps": 1, "start": "tiny"}
+    with pytest.raises(ConfigError, match="run the whole stage from it first"):
+        Trainer(tiny_run(pictures, tmp_path / "run", stage="entropy", **without))
+
+
 def test_a_start_without_condition_tokens_cannot_have_them(pictures: Path, tmp_path: Path) -> None:
     started = run(tiny_run(pictures, tmp_path / "run", steps=1, without=("condition",)))
     with pytest.raises(WeightsError, match="unconditioned 1, not 0"):

@@ -127,6 +127,11 @@ class Trainer:
         weights, crops = load_weights(config.start), None
         if config.stage == "whole" and weights.config != self.network.config:
             crops = Crops(pictures, 256, 2).batch(min(START_CROPS, 8 * len(pictures))).cpu()
+        if config.stage == "entropy" and weights.config.unconditioned < self.network.config.unconditioned:
+            raise ConfigError(
+                f"{config.start} has condition tokens, which networks that stand still cannot learn to do without; run "
+                "the whole stage from it first"
+            )
         start_from(self.network, weights, crops)
         if config.even_levels:
             space_levels(self.network.eval(), Crops(pictures, config.side, 4, mix=PLAIN).batch(SPACING_CROPS).cpu())
@@ -278,8 +283,8 @@ def _same_sizes(network: Network, state: Mapping[str, Any], folder: Path) -> Non
     ours, theirs = network.state_dict(), state["network"]
     if {name: tensor.shape for name, tensor in ours.items()} != {name: tensor.shape for name, tensor in theirs.items()}:
         raise ConfigError(
-            f"{folder} holds a run of a network of other sizes, perhaps of an older version; go on from its "
-            "weights.safetensors with --start, in another folder"
+            f"{folder} holds a run of a network of other sizes, perhaps of an older version (small had condition "
+            "tokens: --condition goes on with it); or go on from its weights.safetensors with --start, in another folder"
         )
 
 

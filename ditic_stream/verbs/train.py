@@ -130,7 +130,11 @@ def train(
         facts |= course
         told = (f"{name} {began:.3f} at first, {ended:.3f} now" for name, (began, ended) in course.items())
         lines.append(f"held-out crops, lower is better: {'; '.join(told)}")
-        if all(ended >= began for began, ended in course.values()):
+        if (
+            stage == "whole"
+            and not (perceptual or adversarial)
+            and all(ended >= began for began, ended in course.values())
+        ):
             lines.append("nothing was won; a lower --rate may help")
     console.emit(facts, as_json=as_json, lines=lines, quiet=quiet)
 
@@ -141,6 +145,8 @@ def _course(log: Path) -> dict[str, tuple[float, float]]:
     from ditic_stream.training.keeping import read_lines
 
     lines = read_lines(log) if log.exists() else []
+    began = max((place for place, line in enumerate(lines) if not line.get("step")), default=0)
+    lines = lines[began:]
     told = [rows for line in lines if isinstance(rows := line.get("validation"), list) and rows]
     course = {}
     for name, key in (("J", "log_j"), ("structure", "structure")):
