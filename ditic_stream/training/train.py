@@ -283,8 +283,8 @@ def _same_sizes(network: Network, state: Mapping[str, Any], folder: Path) -> Non
     ours, theirs = network.state_dict(), state["network"]
     if {name: tensor.shape for name, tensor in ours.items()} != {name: tensor.shape for name, tensor in theirs.items()}:
         raise ConfigError(
-            f"{folder} holds a run of a network of other sizes, perhaps of an older version (small had condition "
-            "tokens: --condition goes on with it); or go on from its weights.safetensors with --start, in another folder"
+            f"{folder} holds a run of a network of other sizes, as of an older version: small had condition tokens, "
+            "with which --condition goes on; or take its weights.safetensors as --start of a run in another folder"
         )
 
 
