@@ -175,7 +175,7 @@ class Forecast:
     """What to expect at one quality."""
 
     bytes: Interval
-    """Of records with headers, shard indexes and masks."""
+    """Of records with headers, shard indexes, sizes of chunks where they are said, and masks."""
     psnr: Interval | None
     """Decibels; None where nothing differs or nothing is in sight."""
     windows: int

@@ -65,7 +65,7 @@ class Result:
     """Tiles without a coded pixel."""
     quality: int
     bytes: int
-    """Records with headers, shard indexes and masks: what `bpp` counts."""
+    """Records with headers, shard indexes, sizes of chunks where they are said, and masks: what `bpp` counts."""
     fixed_bytes: int
     """Everything else: metadata and preview."""
     bpp: float
@@ -92,7 +92,7 @@ class Estimate:
     """Windows of 256 x 256 pixels that were coded to know; of a scene of up to 33 megapixels, its tiles."""
     quality: int
     bytes: int
-    """Records with headers, shard indexes and masks: what `bpp` counts."""
+    """Records with headers, shard indexes, sizes of chunks where they are said, and masks: what `bpp` counts."""
     bytes_low: int
     bytes_high: int
     """Bounds that hold for 9 scenes of 10."""
